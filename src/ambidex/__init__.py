@@ -1,0 +1,29 @@
+"""Ambidex: one transformer trainer for every PyTorch build.
+
+``import ambidex`` imports no torch; each public name is fetched when it is first used.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "train": "ambidex.trainer",
+    "doctor": "ambidex.device.doctor",
+    "gpu_usable": "ambidex.device.doctor",
+}
+__all__ = ["__version__", *_WHERE]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        import importlib
+
+        return getattr(importlib.import_module(_WHERE[name]), name)
+    raise AttributeError(f"module 'ambidex' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,1 @@
+"""What is here, what will run, and why. Imports no torch."""
