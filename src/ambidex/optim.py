@@ -1,4 +1,4 @@
-"""The optimizer (AdamW), gradient clipping by a norm that is right, and the learning rate's schedule."""
+"""AdamW and Muon, gradient clipping by a norm that is right, and the learning rate's schedule."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-PREFIXES = ("exp_avg", "exp_avg_sq")  # the first and second moment, under torch's own names
+MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's first and second, under torch's own names
+MOMENTUM = "momentum"  # Muon's one
+ROW = 4096  # elements whose squares are added in fp32 before fp64 takes over
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,13 @@ def gradient_norm(gradients: Iterable[Tensor]) -> Tensor:
     """L2 norm over all gradients, fp64 scalar on their device.
 
     Not ``clip_grad_norm_``: torch's fp32 CPU ``norm`` is low by 3e-3 at 40 M elements in one tensor (torch 2.6 and
-    2.13 alike). Sums of squares in rows of at most 2^16 elements, added up in fp64, are right to 1e-7.
+    2.13 alike). Sums of squares of short rows, added up in fp64, are right to 1e-7.
     """
     total: Tensor | None = None
     for gradient in gradients:
         flat = gradient.detach().reshape(-1)
-        whole = flat.numel() - flat.numel() % 65_536
-        squares = torch.linalg.vector_norm(flat[:whole].view(-1, 65_536), dim=1).double().square().sum()
+        whole = flat.numel() - flat.numel() % ROW
+        squares = torch.linalg.vector_norm(flat[:whole].view(-1, ROW), dim=1).double().square().sum()
         squares = squares + torch.linalg.vector_norm(flat[whole:]).double().square()
         total = squares if total is None else total + squares
     return (total if total is not None else torch.zeros((), dtype=torch.float64)).sqrt()
@@ -82,79 +84,110 @@ class Muon:
     and one decay serve both (Liu et al., "Muon is scalable for LLM training", 2025). ``momentum`` is Nesterov's.
     """
 
-    def __init__(self, named: dict[str, nn.Parameter], momentum: float, weight_decay: float) -> None:
-        self.named = named
+    def __init__(self, named: Mapping[str, nn.Parameter], momentum: float, weight_decay: float) -> None:
+        self.named = dict(named)
         self.momentum, self.weight_decay = momentum, weight_decay
         self.buffers: dict[str, Tensor] = {}
-        shapes: dict[torch.Size, list[str]] = {}
+        by_shape: dict[torch.Size, list[str]] = {}
         for name, parameter in named.items():
-            shapes.setdefault(parameter.shape, []).append(name)
-        self._names_by_shape = list(shapes.values())
+            by_shape.setdefault(parameter.shape, []).append(name)
+        self._alike = list(by_shape.values())
 
     @torch.no_grad()
     def step(self, learning_rate: float) -> None:
-        for names in self._names_by_shape:
-            parameters = [self.named[name] for name in names if self.named[name].grad is not None]
-            if not parameters:
+        for alike in self._alike:
+            names = [name for name in alike if self.named[name].grad is not None]
+            if not names:
                 continue
-            gradients = [p.grad for p in parameters]
-            buffers = [
-                self.buffers.setdefault(name, torch.zeros_like(self.named[name]))
-                for name in names
-                if self.named[name].grad is not None
-            ]
-            torch._foreach_lerp_(buffers, gradients, 1 - self.momentum)
-            directions = torch._foreach_lerp(gradients, buffers, self.momentum)
-            rows, columns = parameters[0].shape
-            size = 0.2 * max(rows, columns) ** 0.5
-            updates = orthogonalise(torch.stack(directions))
-            torch._foreach_mul_(parameters, 1 - learning_rate * self.weight_decay)
-            torch._foreach_add_(parameters, updates.unbind(), alpha=-learning_rate * size)
+            weights = [self.named[name] for name in names]
+            gradients = [weight.grad for weight in weights]
+            buffers = [self._buffer(name) for name in names]
+            torch._foreach_lerp_(buffers, gradients, 1 - self.momentum)  # type: ignore[arg-type]
+            directions = torch._foreach_lerp(gradients, buffers, self.momentum)  # type: ignore[arg-type]
+            updates = orthogonalise(torch.stack(directions))  # (N, rows, columns)
+            size = 0.2 * max(weights[0].shape) ** 0.5
+            torch._foreach_mul_(weights, 1 - learning_rate * self.weight_decay)
+            torch._foreach_add_(weights, updates.unbind(), alpha=-learning_rate * size)
+
+    def _buffer(self, name: str) -> Tensor:
+        if name not in self.buffers:
+            self.buffers[name] = torch.zeros_like(self.named[name])
+        return self.buffers[name]
 
 
-class AdamW:
-    """Decoupled weight decay on matrices only (Loshchilov and Hutter, 2019), by torch's fused kernel.
+class Optimizer:
+    """AdamW for every weight, or Muon for the blocks' matrices and AdamW for the rest.
 
-    Norm weights (one-dimensional) are not decayed: shrinking a scale is not a prior on anything.
+    Decay is decoupled (Loshchilov and Hutter, 2019) and on matrices only: shrinking a norm's scale is a prior on
+    nothing. AdamW is torch's fused kernel, which torch never picks by itself on a CPU.
     """
 
     def __init__(
-        self, model: nn.Module, betas: tuple[float, float], epsilon: float, weight_decay: float, clip: float
+        self,
+        model: nn.Module,
+        *,
+        kind: str,
+        betas: tuple[float, float],
+        epsilon: float,
+        momentum: float,
+        weight_decay: float,
+        clip: float,
     ) -> None:
         self.named = dict(model.named_parameters())
         self.clip = clip
         self.steps_taken = 0
-        matrices = [p for p in self.named.values() if p.ndim >= 2]
-        vectors = [p for p in self.named.values() if p.ndim < 2]
-        groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-        self._optimizer = torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=epsilon, fused=True)
+        inner = {n: p for n, p in self.named.items() if kind == "muon" and p.ndim == 2 and ".layers." in n}
+        self._muon = Muon(inner, momentum, weight_decay)
+        self._by_adamw = {name: p for name, p in self.named.items() if name not in inner}
+        groups = [
+            {"params": [p for p in self._by_adamw.values() if p.ndim >= 2], "weight_decay": weight_decay},
+            {"params": [p for p in self._by_adamw.values() if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        self._adamw = torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=epsilon, fused=True)
 
-    def clip_gradients(self) -> float:
-        """Scale all gradients so that their norm is at most ``clip``; returns the norm before. 0 means no clipping."""
+    def clip_gradients(self, loss_scale: float = 1.0) -> float:
+        """Undo the loss scale, then shrink all gradients so that their norm is at most ``clip`` (0: as they are).
+
+        Returns the norm before clipping; where it is not finite the gradients are left alone.
+        """
         gradients = [p.grad for p in self.named.values() if p.grad is not None]
-        norm = float(gradient_norm(gradients))
-        if self.clip > 0 and norm > self.clip:
-            torch._foreach_mul_(gradients, self.clip / norm)
+        norm = float(gradient_norm(gradients)) / loss_scale
+        factor = (self.clip / norm if 0 < self.clip < norm else 1.0) / loss_scale
+        if factor != 1.0 and math.isfinite(norm):
+            torch._foreach_mul_(gradients, factor)
         return norm
 
     def step(self, learning_rate: float) -> None:
-        for group in self._optimizer.param_groups:
+        for group in self._adamw.param_groups:
             group["lr"] = learning_rate
-        self._optimizer.step()
+        self._adamw.step()
+        self._muon.step(learning_rate)
         self.steps_taken += 1
 
     def zero_gradients(self) -> None:
-        self._optimizer.zero_grad(set_to_none=True)
+        for parameter in self.named.values():
+            parameter.grad = None
 
     def reset(self) -> None:
         """Forget all moments, as before the first step."""
-        self._optimizer.state.clear()
+        self._adamw.state.clear()
+        self._muon.buffers.clear()
         self.steps_taken = 0
 
     def state(self) -> dict[str, Tensor]:
-        """Both moments of every weight, as ``exp_avg.NAME`` and ``exp_avg_sq.NAME``, fp32."""
-        states = self._optimizer.state
-        return {f"{kind}.{name}": states[p][kind] for name, p in self.named.items() if p in states for kind in PREFIXES}
+        """Every moment in fp32: ``exp_avg.NAME`` and ``exp_avg_sq.NAME``, or ``momentum.NAME`` for Muon's."""
+        moments = {
+            f"{kind}.{name}": self._adamw.state[p][kind]
+            for name, p in self._by_adamw.items()
+            if p in self._adamw.state
+            for kind in MOMENTS
+        }
+        return moments | {f"{MOMENTUM}.{name}": buffer for name, buffer in self._muon.buffers.items()}
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """What ``state()`` holds after a first step, by name."""
+        expected = {f"{kind}.{n}": tuple(p.shape) for n, p in self._by_adamw.items() for kind in MOMENTS}
+        return expected | {f"{MOMENTUM}.{n}": tuple(p.shape) for n, p in self._muon.named.items()}
 
     def load(self, moments: Mapping[str, Tensor], steps_taken: int) -> None:
         """Continue from ``state()`` of a run that has taken ``steps_taken`` steps."""
@@ -162,7 +195,9 @@ class AdamW:
         self.steps_taken = steps_taken
         if not steps_taken:
             return
-        for name, parameter in self.named.items():
-            state = {kind: moments[f"{kind}.{name}"].to(parameter.device) for kind in PREFIXES}
+        for name, parameter in self._by_adamw.items():
+            state = {kind: moments[f"{kind}.{name}"].to(parameter.device, copy=True) for kind in MOMENTS}
             step = torch.tensor(float(steps_taken), dtype=torch.float32, device=parameter.device)
-            self._optimizer.state[parameter] = {"step": step, **state}
+            self._adamw.state[parameter] = {"step": step, **state}
+        for name, parameter in self._muon.named.items():
+            self._muon.buffers[name] = moments[f"{MOMENTUM}.{name}"].to(parameter.device, copy=True)

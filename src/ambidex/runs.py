@@ -122,10 +122,11 @@ class Run:
         self.write(METRICS, render_rows(kept, header=True))
         self.write(SAMPLES, _samples_up_to(self._samples(), step))
 
-    def add_sample(self, step: int, steps: int, val_loss: float, prompt: str, text: str) -> None:
+    def add_sample(self, row: Row, steps: int, prompt: str, text: str) -> None:
         """Append to samples.md; the newest stands last, so that the file reads as a story."""
         fence = "`" * (max((len(run) for run in re.findall(r"`+", prompt + text)), default=0) + 3)
-        heading = f"## Step {step} of {steps}: validation loss {val_loss:.3f}"
+        loss = f"validation loss {row.val_loss:.3f}" if row.val_loss is not None else f"training loss {row.loss:.3f}"
+        heading = f"## Step {row.step} of {steps}: {loss}"
         before = self._samples() or "# Samples\n\nWhat the model writes as it learns. The first lines are the prompt.\n"
         self.write(SAMPLES, f"{before}\n{heading}\n\n{fence}text\n{printable(prompt + text)}\n{fence}\n")
 
