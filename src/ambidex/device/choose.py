@@ -222,17 +222,17 @@ def may_have_gpu(facts: Facts) -> bool:
     if machine.os == "macos":
         return machine.machine in ("arm64", "aarch64")
     if build.hip is not None:
-        return facts.signs.amd
+        return facts.seen.amd
     if build.cuda is None:
         return False
-    return bool(machine.gpus) or facts.signs.nvidia
+    return bool(machine.gpus) or facts.seen.nvidia
 
 
 def _taken(
     device: DeviceProbe, facts: Facts, found: Probe, decided_by: str, notices: tuple[str, ...]
 ) -> Choice:
     build = facts.machine.build
-    reason = f"{device.name or device.device}: kernels of torch {build.version} ran on it in {device.seconds:.1f} s"
+    reason = f"{device.name or device.device}: kernels of torch {build.version} ran on it"
     passed_over = [other for other in found.devices if not other.ok]
     extra: tuple[str, ...] = ()
     if passed_over:
