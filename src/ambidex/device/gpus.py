@@ -16,12 +16,11 @@ from importlib import resources
 from ambidex.errors import Problem, Problems
 
 _NOISE = frozenset(
-    "nvidia geforce tesla grid graphics gpu laptop mobile notebook with design generation edition server workstation "
-    "founders oc pcie sxm sxm2 sxm3 sxm4 sxm5 sxm6 nvl nvl72 hgx series card accelerator nvgpu superchip desktop".split()
+    ["nvidia", "geforce", "tesla", "grid", "graphics", "gpu", "laptop", "mobile", "notebook", "with", "design", "generation", "edition", "server", "workstation", "founders", "oc", "pcie", "sxm", "sxm2", "sxm3", "sxm4", "sxm5", "sxm6", "nvl", "nvl72", "hgx", "series", "card", "accelerator", "nvgpu", "superchip", "desktop"]
 )
 _SIZE = re.compile(r"\d+(g|gb|gib)|hbm\d?\w?|gddr\d\w?|ddr\d")
 # Left out by people where no other GPU bears the number. "ti", "super" and "d" are not among them: they name other GPUs.
-_FAMILY = frozenset("rtx gtx gt quadro titan jetson agx pro ada blackwell dgx pascal maxwell x".split())
+_FAMILY = frozenset(["rtx", "gtx", "gt", "quadro", "titan", "jetson", "agx", "pro", "ada", "blackwell", "dgx", "pascal", "maxwell", "x"])
 _EXAMPLES = 'a name ("RTX 5060 Ti"), an architecture ("sm_120") or a compute capability ("12.0")'
 
 
@@ -56,7 +55,7 @@ def find(text: str) -> Known:
 
 
 def generation(cc: tuple[int, int]) -> str:
-    """"Blackwell" for 12.0; empty where the table has no such GPU."""
+    """ "Blackwell" for 12.0; empty where the table has no such GPU."""
     return next((gpu.generation for gpu in known() if gpu.cc == cc), "")
 
 
