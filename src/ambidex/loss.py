@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ambidex import products
 from ambidex.model import LanguageModel
 
 IGNORED = -100  # a target that is not to be predicted: padding behind the last token of the held-out text
+LOGITS = 2**26  # numbers of a chunk of logits; 2,048 tokens of a vocabulary of 32,768
+FAINT = 1e-30  # a probability below it is near the smallest number, so its logarithm is taken from the logits
 
 
 def cross_entropy_sum(model: LanguageModel, hidden: Tensor, targets: Tensor) -> Tensor:
@@ -15,5 +21,67 @@ def cross_entropy_sum(model: LanguageModel, hidden: Tensor, targets: Tensor) -> 
 
     ``hidden`` is (B, T, W), ``targets`` (B, T) int64. Returns a scalar in fp32.
     """
-    logits = model.logits(hidden).flatten(0, 1).float()  # (B*T, V)
-    return F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction="sum")
+    if products.chosen() is None:
+        logits = model.logits(hidden).flatten(0, 1).float()  # (B*T, V)
+        return F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction="sum")
+    return _ChunkedLoss.apply(hidden.flatten(0, 1), model.lm_head.weight, targets.flatten())  # type: ignore[no-any-return,no-untyped-call]
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    """Cross-entropy that never holds all logits: a chunk's gradient is made, in the chunk's own place, and used up.
+
+    The idea is Liger's fused linear cross-entropy (Hsu et al., 2024); here a chunk is as large as it may be, since
+    each further one reads and writes the gradient of the whole vocabulary.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        chosen = products.chosen()
+        assert chosen is not None
+        multiply = products.onednn_product if chosen.onednn and chosen.low is None else _product
+        head = weight.to(chosen.low or torch.float32)  # (V, W)
+        rows = hidden.to(head.dtype)  # (N, W)
+        wanted = hidden.requires_grad or weight.requires_grad
+        by_rows = torch.empty_like(rows) if wanted else None
+        by_head: Tensor | None = None
+        total = torch.zeros((), dtype=torch.float64, device=hidden.device)
+        for some, answers in zip(*(t.split(max(1, LOGITS // weight.shape[0])) for t in (rows, targets))):
+            known = answers != IGNORED
+            places = torch.arange(len(some), device=some.device), answers.clamp(min=0)  # row and column, (n,) each
+            chances = multiply(some, head)  # (n, V): logits, until the next line
+            torch.softmax(chances, dim=-1, out=chances)
+            total += _surprise(chances, places, known, some, head)
+            if by_rows is None:
+                continue
+            chances[places] -= 1  # by index: gather and scatter first copy the whole of a bf16 tensor
+            if not bool(known.all()):
+                chances.mul_(known.unsqueeze(1))
+            start = some.storage_offset() // some.shape[1] - rows.storage_offset() // some.shape[1]
+            by_rows[start : start + len(some)] = multiply(chances, head.t())
+            part = multiply(chances.t(), some.t()).float()  # (V, W)
+            by_head = part if by_head is None else by_head.add_(part)
+        if by_rows is not None:
+            ctx.save_for_backward(by_rows.to(hidden.dtype), by_head)
+        return total.float()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        by_hidden, by_weight = ctx.saved_tensors
+        return by_hidden * gradient, by_weight * gradient, None
+
+
+def _product(x: Tensor, weight: Tensor) -> Tensor:
+    return x @ weight.t()  # F.linear would first lay out a transposed x anew
+
+
+def _surprise(
+    chances: Tensor, places: tuple[Tensor, Tensor], known: Tensor, rows: Tensor, head: Tensor
+) -> Tensor:
+    """Summed -log of the chance that each known answer got, fp64."""
+    given = chances[places].double()  # (n,)
+    faint = known & (given < FAINT)
+    lost = -given.clamp(min=FAINT).log()
+    if bool(faint.any()):
+        logits = F.linear(rows[faint], head).double()
+        lost[faint] = F.cross_entropy(logits, places[1][faint], reduction="none")
+    return (lost * known).sum()
