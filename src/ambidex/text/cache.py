@@ -108,7 +108,7 @@ def _locked(lock: FileLock) -> Iterator[None]:
 
 
 def _sweep(cache: Path, key: str) -> None:
-    """Remove what killed builders left: our own key's, whose lock we hold, and those whose lock nobody holds."""
+    """Remove what killed builders left: under our key, whose lock we hold, and where nobody holds one."""
     for left in cache.glob(_UNFINISHED + "*"):
         other = left.name.removeprefix(_UNFINISHED)
         if other == key:

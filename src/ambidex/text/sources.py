@@ -13,7 +13,7 @@ import stat
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -21,6 +21,7 @@ from typing import IO
 from ambidex.errors import Exit, Problem, Problems
 from ambidex.text.binary import binary_sign
 from ambidex.text.builtin import builtin_sources
+from ambidex.text.cache import writing
 from ambidex.text.hub import hub_source
 from ambidex.text.readers import CHUNK, JsonLines, Parquet, Source, Stream, TextFile, reading, unreadable
 
@@ -130,7 +131,7 @@ def _find_in_folder(folder: Path, found: Found) -> None:
 
 
 def _walk(folder: Path, found: Found, problems: list[Problem]) -> Iterator[tuple[Path, os.stat_result]]:
-    """Plain files under a folder, links followed, each once; a link back into a folder already seen is passed over."""
+    """Plain files under a folder, each once; links are followed, but not into a folder already seen."""
     waiting = [folder]
     while waiting:
         path = waiting.pop()
@@ -181,9 +182,11 @@ def _why_not(source: TextFile) -> str:
 
 
 def _spool(name: str, stream: IO[bytes], scratch: Path) -> Stream:
-    """Copy a stream to a file without a name: the system takes it away with the process, however that ends."""
-    spooled = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115 - it lives as long as the source
-    shutil.copyfileobj(stream, spooled, CHUNK)
+    """Copy a stream to a file without a name, which the system takes away with the process."""
+    with writing(scratch):
+        spooled = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115 - it lives as long as the source
+        shutil.copyfileobj(stream, spooled, CHUNK)
+        spooled.flush()
     if not (size := spooled.tell()):
         raise Problems(Problem(f"{name} is no text", found="empty"), Exit.DATA)
     spooled.seek(0)
@@ -201,7 +204,7 @@ def _not_there(word: str, error: OSError | ValueError) -> Problem:
     return Problem(f"{name} is no file name", found=str(error))
 
 
-def describe_skipped(skipped: Counter[str]) -> str:
+def describe_skipped(skipped: Mapping[str, int]) -> str:
     """``"3 hidden, 2 binary"``."""
     return ", ".join(f"{number} {reason}" for reason, number in sorted(skipped.items()) if number)
 
