@@ -86,7 +86,7 @@ def cannot_write(cache: Path, error: OSError) -> Problem:
         f"the token cache {cache} cannot be written",
         found=found,
         wanted="a folder that this user may write, with room for the text and its tokens",
-        fix="AMBIDEX_CACHE=FOLDER in the environment, or --cache FOLDER",
+        fix="AMBIDEX_CACHE=FOLDER in the environment",
     )
 
 

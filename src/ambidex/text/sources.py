@@ -25,6 +25,7 @@ from ambidex.text.cache import writing
 from ambidex.text.hub import hub_source
 from ambidex.text.readers import CHUNK, JsonLines, Parquet, Source, Stream, TextFile, reading, unreadable
 
+_SEEN = "seen before"
 _READERS: dict[str, type[TextFile]] = {".jsonl": JsonLines, ".ndjson": JsonLines, ".parquet": Parquet}
 
 
@@ -59,9 +60,7 @@ def find_sources(data: Sequence[str], scratch: Path) -> Found:
         )
     if problems:
         raise Problems(problems, Exit.DATA)
-    found.sources.sort(
-        key=lambda source: hashlib.sha256(source.name.encode("utf-8", "surrogateescape")).digest()
-    )
+    found.sources.sort(key=lambda source: hashlib.sha256(source.name.encode()).digest())
     return found
 
 
@@ -123,9 +122,10 @@ def _find_in_folder(folder: Path, found: Found) -> None:
             found.skipped["empty" if reason == "empty" else "binary"] += 1
         else:
             found.sources.append(source)
-    if not problems and len(found.sources) == before:
-        passed_over = describe_skipped(found.skipped - skipped_before) or "nothing in it"
-        problems.append(Problem(f"no text in the folder {printable(str(folder))}", found=passed_over))
+    passed_over = found.skipped - skipped_before
+    if not problems and len(found.sources) == before and not passed_over[_SEEN]:
+        reasons = describe_skipped(passed_over) or "nothing in it"
+        problems.append(Problem(f"no text in the folder {printable(str(folder))}", found=reasons))
     if problems:
         raise Problems(problems, Exit.DATA)
 
@@ -156,7 +156,7 @@ def _walk(folder: Path, found: Found, problems: list[Problem]) -> Iterator[tuple
 def _is_new(status: os.stat_result, found: Found) -> bool:
     identity = (status.st_dev, status.st_ino)
     if identity in found.seen:
-        found.skipped["seen before"] += 1
+        found.skipped[_SEEN] += 1
         return False
     found.seen.add(identity)
     return True
@@ -165,7 +165,7 @@ def _is_new(status: os.stat_result, found: Found) -> bool:
 def _reader(path: Path, name: str, size: int) -> TextFile:
     gzipped = path.suffix.lower() == ".gz"
     kind = Path(path.stem).suffix if gzipped else path.suffix
-    return _READERS.get(kind.lower(), TextFile)(name, path, size, gzipped)
+    return _READERS.get(kind.lower(), TextFile)(printable(name), path, size, gzipped)
 
 
 def _why_not(source: TextFile) -> str:

@@ -8,6 +8,7 @@ the byte tokenizer and become U+FFFD in the other two.
 from __future__ import annotations
 
 import json
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
@@ -104,29 +105,24 @@ class CharTokenizer(Tokenizer):
         self.characters = "".join(sorted(set(characters)))
         self.vocabulary_size = len(self.characters)
         self.end_of_document = 0 if self.characters.startswith("\0") else None
-        points = _code_points(self.characters.encode())
-        self._ids = np.full(
-            int(points[-1]) + 1, self.vocabulary_size, dtype=np.uint32
-        )  # (highest point + 1,)
-        self._ids[points] = np.arange(self.vocabulary_size)
+        self._ids = np.full(sys.maxunicode + 1, self.vocabulary_size, dtype=np.uint32)  # (code points,)
+        self._ids[_code_points(self.characters.encode())] = np.arange(self.vocabulary_size)
 
     @classmethod
     def of_text(cls, chunks: Iterable[bytes]) -> CharTokenizer:
         """With the characters of a text: valid UTF-8, not empty."""
-        characters: set[str] = set()
+        seen = np.zeros(sys.maxunicode + 1, dtype=bool)  # (code points,)
         for piece in pieces(chunks, PIECE):
-            characters.update(piece.decode())
-        return cls(characters)
+            seen[_code_points(piece)] = True
+        return cls(map(chr, np.flatnonzero(seen).tolist()))
 
     def encode_stream(self, chunks: Iterable[bytes]) -> Iterator[Ids]:
         for piece in pieces(chunks, PIECE):
             points = _code_points(piece)
-            ids = self._ids[np.minimum(points, len(self._ids) - 1)]
-            unknown = (points >= len(self._ids)) | (ids == self.vocabulary_size)
+            ids = self._ids[points]
+            unknown = ids == self.vocabulary_size
             if unknown.any():
-                raise Problems(
-                    self._not_held(sorted({chr(point) for point in points[unknown].tolist()})), Exit.DATA
-                )
+                raise Problems(self._not_held(sorted(map(chr, set(points[unknown].tolist())))), Exit.DATA)
             yield ids.astype(self.dtype)
 
     def token_bytes(self, token: int) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,11 +126,13 @@ def _build(folder: Path, corpus: Corpus, recipe: _Recipe) -> None:
             shown.update(len(chunk))
     cut = _cut(text, length, recipe.validation_fraction)
     tokenizer = _tokenizer(text, length, cut, recipe)
-    for name, start, stop in (("validation.bin", cut, length), ("train.bin", 0, cut)):
-        with (folder / name).open("wb") as file:
-            for ids in tokenizer.encode_stream(_part(text, start, stop, "encoding", recipe.progress)):
-                file.write(ids.tobytes())
-    text.unlink()
+    _encode(tokenizer, _part(text, cut, length, "encoding", recipe.progress), folder / "validation.bin")
+    if recipe.kind == "byte":  # the text is its own tokens, so what stays before the cut is the training part
+        os.truncate(text, cut)
+        text.rename(folder / "train.bin")
+    else:
+        _encode(tokenizer, _part(text, 0, cut, "encoding", recipe.progress), folder / "train.bin")
+        text.unlink()
     tokenizer.save(folder / "tokenizer.json")
     _write_manifest(folder, tokenizer, corpus.summary(length), cut)
 
@@ -143,6 +146,12 @@ def _tokenizer(text: Path, length: int, cut: int, recipe: _Recipe) -> Tokenizer:
     return BpeTokenizer.train(
         _part(text, 0, cut, "training the tokenizer", recipe.progress), recipe.vocabulary_size
     )
+
+
+def _encode(tokenizer: Tokenizer, chunks: Iterator[bytes], path: Path) -> None:
+    with path.open("wb") as file:
+        for ids in tokenizer.encode_stream(chunks):
+            file.write(ids.tobytes())
 
 
 def _part(text: Path, start: int, stop: int, what: str, progress: bool) -> Iterator[bytes]:
