@@ -1,9 +1,9 @@
 """Peak memory and seconds of preparing a large file: `python benchmarks/prepare_memory.py`.
 
-Writes text made of this Python's standard library to a temporary folder (give `--folder` where /tmp is small),
-prepares it twice in fresh processes, and prints what each took; the second start finds the tokens in the cache.
-The peak is the resident memory of that process alone, interpreter and libraries included; `growth` leaves those
-out. Linux only: it reads /proc/self/status.
+Writes text made of this Python's standard library to a temporary folder (give `--folder` where /tmp is
+small), prepares it twice in fresh processes, and prints what each took; the second start finds the tokens in
+the cache. The peak is the resident memory of that process alone, interpreter and libraries included; `growth`
+leaves those out. Linux only: it reads /proc/self/status.
 """
 
 from __future__ import annotations

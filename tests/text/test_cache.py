@@ -19,7 +19,7 @@ from ambidex.text import Tokens, prepare
 
 TokensOf = Callable[..., Tokens]
 
-# A process that prepares argv[1] into argv[2]. argv[3] names a function before which it leaves a mark and sleeps
+# A process that prepares argv[1] into argv[2]. Before the function that argv[3] names it leaves a mark and sleeps
 # for argv[4] seconds. It prints how often it has built, and the hash.
 CHILD = """
 import importlib, sys, time

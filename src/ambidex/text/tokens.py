@@ -194,10 +194,9 @@ def _write_manifest(folder: Path, tokenizer: Tokenizer, summary: Summary, cut: i
 
 def damage(folder: Path) -> str:
     """What is wrong with an entry of the cache, or "": every size and every hash is checked."""
+    name = "manifest.json"
     try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        if manifest["format"] != FORMAT:
-            return f"format {manifest['format']}"
+        manifest = json.loads((folder / name).read_text(encoding="utf-8"))
         for name, wanted in manifest["files"].items():
             size = (folder / name).stat().st_size
             if size != wanted["size"]:
@@ -205,7 +204,7 @@ def damage(folder: Path) -> str:
             if _sha256(folder / name) != wanted["sha256"]:
                 return f"{name}: sha256 mismatch"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"manifest.json: {error or type(error).__name__}"
+        return f"{name}: {getattr(error, 'strerror', None) or type(error).__name__}"
     return ""
 
 
