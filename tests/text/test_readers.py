@@ -176,3 +176,16 @@ def test_bytes_that_are_no_utf8_are_kept_or_replaced_and_never_crash(
     assert tokens.train_bytes == len(text)
     assert tokens.summary.replaced == (0 if kind == "byte" else 1)
     assert ("U+FFFD in 1 documents" in str(tokens.summary)) == (kind != "byte")
+
+
+@given(size=st.integers(1, 9))
+def test_a_character_that_two_chunks_share_is_whole(size: int, tmp_path: Path, tokens_of: TokensOf) -> None:
+    text = "wörld 葉 👩‍👩‍👧\n" * 5
+    (tmp_path / "a.txt").write_bytes(text.encode())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(room, "CHUNK", size)
+        # The chunks decide nothing, so the fraction tells the entries of the cache apart.
+        tokens = tokens_of(tmp_path / "a.txt", tokenizer="char", validation_fraction=size / 1000)
+    both = tokens.tokenizer.decode(tokens.train) + tokens.tokenizer.decode(tokens.validation)
+    assert both.decode() == text
+    assert tokens.summary.replaced == 0

@@ -19,6 +19,7 @@ from ambidex.text import Tokens
 from ambidex.text.sources import find_sources, printable
 
 TokensOf = Callable[..., Tokens]
+needs_posix = pytest.mark.skipif(sys.platform == "win32", reason="makes links and named pipes")
 
 
 def text_of(tokens: Tokens) -> bytes:
@@ -65,6 +66,7 @@ def test_documents_are_joined_by_one_nul(tmp_path: Path, tokens_of: TokensOf) ->
     assert tokens.tokenizer.end_of_document == 0
 
 
+@needs_posix
 def test_what_is_hidden_binary_empty_or_linked_twice_is_counted(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("text")
     (tmp_path / ".hidden").write_text("text")
@@ -84,6 +86,7 @@ def test_what_is_hidden_binary_empty_or_linked_twice_is_counted(tmp_path: Path) 
     }  # fmt: skip
 
 
+@needs_posix
 def test_circles_of_links_end(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "up").symlink_to(tmp_path)
@@ -147,6 +150,7 @@ def test_standard_input_without_text_is_a_problem(
     assert "standard input is no text" in problems_of("-", tokens_of=tokens_of)
 
 
+@needs_posix
 def test_a_named_pipe_is_read_as_standard_input_is(tmp_path: Path, tokens_of: TokensOf) -> None:
     os.mkfifo(tmp_path / "pipe")
     writer = threading.Thread(target=lambda: (tmp_path / "pipe").write_bytes(b"through a pipe " * 9))

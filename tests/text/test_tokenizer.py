@@ -96,6 +96,17 @@ def test_pieces_are_short_whole_characters_that_add_up(text: str, size: int) -> 
     assert all(0 < len(piece) <= size and piece.decode() for piece in cut)
 
 
+@given(
+    lines=st.lists(
+        st.sampled_from(["if x:", "    return", "\n\n\n   y's", " \n\t z", "  9\r", "\u00a0\nw"]), min_size=5
+    )
+)
+def test_pieces_are_cut_where_the_library_cuts_too(bpe: BpeTokenizer, lines: list[str]) -> None:
+    text = "\n".join(lines)
+    apart = [token for piece in pieces([text.encode()], 64) for token in bpe.encode(piece).tolist()]
+    assert apart == bpe._model.encode(text, add_special_tokens=False).ids
+
+
 def test_a_text_of_many_pieces_has_the_tokens_of_the_whole(bpe: BpeTokenizer) -> None:
     long = SAMPLE * (3 * PIECE // len(SAMPLE))
     whole = bpe._model.encode(long, add_special_tokens=False).ids  # the library's own answer, in one piece

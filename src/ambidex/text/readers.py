@@ -169,7 +169,8 @@ class Parquet(TextFile):
         with reading(self), self._seekable() as file:
             # pyarrow tells bad input by many exceptions, its own and Python's.
             try:
-                table = parquet.ParquetFile(file)
+                # Buffered and not read ahead: else a whole row group, which may be the whole file, is held.
+                table = parquet.ParquetFile(file, buffer_size=CHUNK, pre_buffer=False)
                 if problem := self._problem_of(table.schema_arrow, field):
                     raise Problems(problem, Exit.DATA)
                 for batch in table.iter_batches(batch_size=1024, columns=[field]):
