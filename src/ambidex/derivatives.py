@@ -48,15 +48,16 @@ class _RmsNorm(torch.autograd.Function):
         length = torch.linalg.vector_norm(exact, dim=-1, keepdim=True)  # (..., 1)
         scale = (length.square_() / x.shape[-1]).add_(epsilon).rsqrt_()
         ctx.save_for_backward(x, weight, scale)
-        return (exact * scale).mul_(weight)
+        normed: Tensor = (exact * scale).mul_(weight)
+        return normed
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, scale = ctx.saved_tensors
         width = x.shape[-1]
         unit = x.float() * scale  # the output before its weight
         by_output = gradient.float()
-        by_weight = (by_output * unit).view(-1, width).sum(0)
+        by_weight = (by_output * unit).reshape(-1, width).sum(0)
         by_unit = by_output * weight
         along = torch.linalg.vecdot(by_unit, unit).unsqueeze_(-1).div_(-width)
         by_x = by_unit.addcmul_(unit, along).mul_(scale)
@@ -76,7 +77,7 @@ class _Rotate(torch.autograd.Function):
         return turned.transpose(1, 2).to(dtype, memory_format=torch.contiguous_format)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         cosine, sine = ctx.saved_tensors
         back = gradient.transpose(1, 2).to(torch.float32, memory_format=torch.contiguous_format)
         turned = (back * cosine).addcmul_(back.roll(back.shape[-1] // 2, -1), sine, value=-1)
@@ -95,7 +96,7 @@ class _SwiGlu(torch.autograd.Function):
         return F.silu(gate).mul_(up)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
         by_gate = torch.ops.aten.silu_backward(gradient * up, gate)
         return by_gate, F.silu(gate).mul_(gradient)
@@ -113,7 +114,7 @@ class _CausalAttention(torch.autograd.Function):
         return mixed.view(queries.shape)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
         q, k, v = ctx.saved_tensors
         outer = gradient.reshape(q.shape)
         by_q = torch.empty_like(q)

@@ -66,7 +66,7 @@ class Device:
         if self.kind != "cpu" or self.precision == "fp16":
             return None
         low = PRECISIONS[self.precision] if self.precision != "fp32" else None
-        return Products(low, onednn=wants_onednn() and has_onednn_product())
+        return Products(low, onednn=exact_products() == "oneDNN")
 
     def place(self, module: Module) -> Module:
         return module.to(self.torch_device)
@@ -83,6 +83,7 @@ class Device:
                 f"no: torch.compile needs {compiler}, which is not installed; training goes on without",
             )
         self.products = None  # the compiler makes its own
+        torch.use_deterministic_algorithms(True, warn_only=self.kind != "cpu")
         return torch.compile(module), "yes: the first step takes longer"
 
     def autocast(self) -> AbstractContextManager[object]:
@@ -164,7 +165,9 @@ def _set_numerics(kind: str) -> None:
     os.environ.setdefault(
         "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
     )  # cuBLAS is only deterministic with a fixed workspace
-    torch.use_deterministic_algorithms(True, warn_only=kind != "cpu")
+    # What torch.use_deterministic_algorithms does, without its import of the whole compiler, which costs a second at
+    # every start (torch 2.13: it sets a switch of inductor's, which only matters to compiled code; see `compiled`).
+    torch._C._set_deterministic_algorithms(True, warn_only=kind != "cpu")
     # Deterministic mode also fills fresh memory with NaN, which costs a sixth of a step and hides nothing we do.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
@@ -176,18 +179,20 @@ def numerics() -> dict[str, object]:
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
         "cuda_allow_tf32": torch.backends.cuda.matmul.allow_tf32,
         "cudnn_allow_tf32": torch.backends.cudnn.allow_tf32,
+        "fp32_products": exact_products(),
         "mkldnn": bool(torch.backends.mkldnn.enabled),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
     }
 
 
-def wants_onednn() -> bool:
-    """Whether oneDNN multiplies fp32 matrices faster than torch's default: on AMD, where MKL leaves AVX-512 idle.
+def exact_products() -> str:
+    """Which library multiplies fp32 matrices on the CPU: oneDNN, or torch's default, by rule.
 
-    The same chip gave 2.3 times (Zen 5) and 1.5 times (Zen 4) as much through oneDNN (docs/experiments.md).
+    On AMD, MKL, torch's default on x86, leaves AVX-512 idle: on one Zen 5 oneDNN gave 2.3 times as much, on one Zen 4
+    1.2 to 1.6 times; without AVX-512 it gave no more (docs/experiments.md).
     """
-    cpu = processor.look()
-    return "AMD" in cpu.name and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return "oneDNN" if wide and "AMD" in processor.look().name and has_onednn_product() else "torch's default"
 
 
 def keep_pages() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -24,7 +25,9 @@ def cross_entropy_sum(model: LanguageModel, hidden: Tensor, targets: Tensor) -> 
     if products.chosen() is None:
         logits = model.logits(hidden).flatten(0, 1).float()  # (B*T, V)
         return F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction="sum")
-    return _ChunkedLoss.apply(hidden.flatten(0, 1), model.lm_head.weight, targets.flatten())  # type: ignore[no-any-return,no-untyped-call]
+    rows, answers = hidden.flatten(0, 1), targets.flatten()  # (B*T, W), (B*T,)
+    summed: Tensor = _ChunkedLoss.apply(rows, model.lm_head.weight, answers, torch.is_grad_enabled())  # type: ignore[no-untyped-call]
+    return summed
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -35,39 +38,42 @@ class _ChunkedLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, learning: bool) -> Tensor:
         chosen = products.chosen()
         assert chosen is not None
         multiply = products.onednn_product if chosen.onednn and chosen.low is None else _product
         head = weight.to(chosen.low or torch.float32)  # (V, W)
         rows = hidden.to(head.dtype)  # (N, W)
-        wanted = hidden.requires_grad or weight.requires_grad
-        by_rows = torch.empty_like(rows) if wanted else None
+        by_rows = torch.empty_like(rows)
         by_head: Tensor | None = None
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)
-        for some, answers in zip(*(t.split(max(1, LOGITS // weight.shape[0])) for t in (rows, targets))):
+        at_once = max(1, LOGITS // weight.shape[0])
+        for some, by_some, answers in zip(*(_chunks(t, at_once) for t in (rows, by_rows, targets))):
             known = answers != IGNORED
-            places = torch.arange(len(some), device=some.device), answers.clamp(min=0)  # row and column, (n,) each
+            places = torch.arange(len(some), device=some.device), answers.clamp(min=0)  # rows and columns
             chances = multiply(some, head)  # (n, V): logits, until the next line
             torch.softmax(chances, dim=-1, out=chances)
             total += _surprise(chances, places, known, some, head)
-            if by_rows is None:
+            if not learning:
                 continue
             chances[places] -= 1  # by index: gather and scatter first copy the whole of a bf16 tensor
             if not bool(known.all()):
                 chances.mul_(known.unsqueeze(1))
-            start = some.storage_offset() // some.shape[1] - rows.storage_offset() // some.shape[1]
-            by_rows[start : start + len(some)] = multiply(chances, head.t())
+            by_some.copy_(multiply(chances, head.t()))
             part = multiply(chances.t(), some.t()).float()  # (V, W)
             by_head = part if by_head is None else by_head.add_(part)
-        if by_rows is not None:
+        if learning:
             ctx.save_for_backward(by_rows.to(hidden.dtype), by_head)
         return total.float()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         by_hidden, by_weight = ctx.saved_tensors
-        return by_hidden * gradient, by_weight * gradient, None
+        return by_hidden * gradient, by_weight.mul_(gradient), None, None
+
+
+def _chunks(rows: Tensor, at_once: int) -> Iterator[Tensor]:
+    return (rows[start : start + at_once] for start in range(0, len(rows), at_once))
 
 
 def _product(x: Tensor, weight: Tensor) -> Tensor:

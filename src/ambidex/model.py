@@ -87,13 +87,10 @@ def rotation_tables(length: int, head_width: int, base: float) -> tuple[Tensor, 
     )
 
 
-def rotate(x: Tensor, cosine: Tensor, sine: Tensor, dtype: torch.dtype) -> Tensor:
-    """RoPE in Qwen3's layout: the two halves of a head are the two coordinates. x (B, T, H, D) -> (B, H, T, D)."""
-    if chosen() is not None:
-        return derivatives.rotate(x, cosine, sine, dtype)
-    x = x.transpose(1, 2)
+def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """RoPE in Qwen3's layout: the two halves of a head are the two coordinates. ``x`` is (B, H, T, D)."""
     first, second = x.chunk(2, dim=-1)
-    return (x * cosine + torch.cat((-second, first), dim=-1) * sine).to(dtype)
+    return x * cosine + torch.cat((-second, first), dim=-1) * sine
 
 
 class Cache:
@@ -129,8 +126,12 @@ class Attention(nn.Module):
         values = values.view(batch, length, self.kv_heads, self.head_width).transpose(1, 2)
         queries = self.q_norm(queries.view(batch, length, self.heads, self.head_width))
         keys = self.k_norm(keys.view(batch, length, self.kv_heads, self.head_width))
-        queries = rotate(queries, cosine, sine, values.dtype)  # (B, H, T, D)
-        keys = rotate(keys, cosine, sine, values.dtype)  # (B, K, T, D)
+        if chosen() is None:
+            queries = rotate(queries.transpose(1, 2), cosine, sine).to(values.dtype)  # (B, H, T, D)
+            keys = rotate(keys.transpose(1, 2), cosine, sine).to(values.dtype)  # (B, K, T, D)
+        else:
+            queries = derivatives.rotate(queries, cosine, sine, values.dtype)
+            keys = derivatives.rotate(keys, cosine, sine, values.dtype)
         causal = cache is None or cache.length == 0
         if cache is not None:
             keys, values = cache.append(self.layer, keys, values)

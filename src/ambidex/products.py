@@ -62,7 +62,7 @@ def linears(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
     if not torch.is_grad_enabled() and x.numel() < FEW_ROWS * x.shape[-1]:
         return tuple(F.linear(x.float(), weight).to(products.low) for weight in weights)
     together: Tensor = _LowProduct.apply(x, products.low, *weights)  # type: ignore[no-untyped-call]
-    return together.split([weight.shape[0] for weight in weights], dim=-1)
+    return torch.split(together, [weight.shape[0] for weight in weights], dim=-1)
 
 
 def join(weights: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
@@ -71,7 +71,7 @@ def join(weights: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
         return weights[0].to(dtype)
     rows = sum(weight.shape[0] for weight in weights)
     joined = torch.empty(rows, weights[0].shape[1], dtype=dtype, device=weights[0].device)
-    for part, weight in zip(joined.split([weight.shape[0] for weight in weights]), weights):
+    for part, weight in zip(torch.split(joined, [weight.shape[0] for weight in weights]), weights):
         part.copy_(weight)
     return joined
 
@@ -88,11 +88,11 @@ class _LowProduct(torch.autograd.Function):
         return (rows @ joined.t()).view(*x.shape[:-1], -1)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         rows, joined = ctx.saved_tensors
         outer = gradient.reshape(-1, gradient.shape[-1])  # (N, M)
         by_x = (outer @ joined).to(ctx.x_dtype).view(*gradient.shape[:-1], -1)
-        by_weights = (outer.t() @ rows).split(ctx.sizes)
+        by_weights = torch.split(outer.t() @ rows, ctx.sizes)
         return by_x, None, *(part.float() for part in by_weights)
 
 
@@ -105,7 +105,7 @@ class _OneDnnProduct(torch.autograd.Function):
         return onednn_product(x, weight)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         x, weight = ctx.saved_tensors
         outer = gradient.reshape(-1, gradient.shape[-1])  # (N, M)
         rows = x.reshape(-1, x.shape[-1])  # (N, K)
@@ -120,7 +120,7 @@ def onednn_product(x: Tensor, weight: Tensor) -> Tensor:  # (..., K), (M, K) -> 
 
 def has_onednn_product() -> bool:
     """Whether this build has it and it computes the right thing: builds without oneDNN know the name alone."""
-    if not torch.backends.mkldnn.is_available():
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     x = torch.arange(6.0).view(2, 3)
     try:

@@ -6,12 +6,15 @@ No torch.
 from ambidex.text.batches import IGNORED, Batches, validation_batches
 from ambidex.text.cache import default_cache
 from ambidex.text.corpus import Summary
-from ambidex.text.tokenizer import Tokenizer, load_tokenizer
+from ambidex.text.loading import load_tokenizer
+from ambidex.text.streaming import StreamDecoder
+from ambidex.text.tokenizer import Tokenizer
 from ambidex.text.tokens import Tokens, prepare
 
 __all__ = [
     "IGNORED",
     "Batches",
+    "StreamDecoder",
     "Summary",
     "Tokenizer",
     "Tokens",

@@ -71,7 +71,7 @@ class Corpus:
                 for chunk in source.content():
                     sha256.update(chunk)
                     shown.update(len(chunk))
-                hashes.append((printable(source.name), type(source).__name__, sha256.hexdigest()))
+                hashes.append((source.name, type(source).__name__, sha256.hexdigest()))
         return hashes
 
     def text(self, replace_invalid: bool) -> Iterator[bytes]:
@@ -113,8 +113,7 @@ class Corpus:
             try:
                 text = decoder.decode(chunk, last)
             except UnicodeDecodeError:
-                # A strict decoder that has raised still holds what it held before, so the chunk can be given
-                # again.
+                # A strict decoder that has raised still holds what it held, so the chunk can be given again.
                 self.replaced += 1
                 decoder.errors = "replace"
                 text = decoder.decode(chunk, last)
