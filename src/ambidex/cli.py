@@ -14,6 +14,7 @@ COMMANDS = {
     "doctor": "will this build run on this machine, why, and what to type",
     "train": "train a model, on the device that works",
     "sample": "write text with a trained model",
+    "bench": "this machine's peak, and how near training comes to it",
     "presets": "list the presets, or print one to copy and change",
     "variants": "the PyTorch builds that there are, and which fit here",
 }
@@ -59,9 +60,14 @@ def run(arguments: list[str]) -> int:
         near = did_you_mean(command, list(COMMANDS))
         raise Problems(Problem(f"There is no command {command!r}.", wanted=", ".join(COMMANDS), fix=near))
     return int(
-        {"doctor": doctor, "train": train, "sample": sample, "presets": presets, "variants": variants}[
-            command
-        ](rest)
+        {
+            "doctor": doctor,
+            "train": train,
+            "sample": sample,
+            "bench": bench,
+            "presets": presets,
+            "variants": variants,
+        }[command](rest)
     )
 
 
@@ -137,6 +143,27 @@ def train_flags(arguments: list[str]) -> tuple[dict[str, Any], str | None, list[
 class Wide(argparse.HelpFormatter):
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=32)
+
+
+def bench(arguments: list[str]) -> int:
+    parser = Parser(prog="ambidex bench", description=COMMANDS["bench"], allow_abbrev=False)
+    parser.add_argument("--preset", default="nano", help="the model whose step is taken apart [nano]")
+    parser.add_argument(
+        "--precision", choices=("auto", "fp32", "bf16"), default="auto", help="as in training [auto]"
+    )
+    parser.add_argument("--threads", type=int, default=0, help="0: as training takes by itself [0]")
+    parser.add_argument("--steps", type=int, default=5, help="steps that are measured [5]")
+    parser.add_argument("--json", action="store_true", help="for a program to read")
+    options = parser.parse_args(arguments)
+    wrong = [
+        Problem(f"{flag} has a value that it cannot have.", found=str(value), wanted=f"{least} or more")
+        for flag, value, least in (("--threads", options.threads, 0), ("--steps", options.steps, 1)) if value < least
+    ]  # fmt: skip
+    if wrong:
+        raise Problems(wrong)
+    from ambidex import bench as room
+
+    return room.run(options.preset, options.precision, options.threads, options.steps, options.json)
 
 
 def presets(arguments: list[str]) -> int:

@@ -1,0 +1,228 @@
+"""Tokens per second of training, ours beside what else there is: `python benchmarks/training.py`, or `tox run -e bench`.
+
+One model shape, random tokens, every contestant in a process of its own with a fresh allocator, and in turns:
+`ours` in both precisions; `plain`, the usual PyTorch loop in fp32 on the same model (eager, default allocator, AdamW
+not fused, clip_grad_norm_); `transformers`, its Trainer on Qwen3ForCausalLM, where --transformers-python names an
+interpreter that has it. The first step of each is left out. `--clock cpu` counts processor time instead of the wall's,
+for a machine that others use too; it means something with --threads 1 only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+PRESETS = Path(__file__).parents[1] / "src" / "ambidex" / "presets"
+CONTESTANTS = ("ours bf16", "ours fp32", "plain fp32", "transformers fp32", "transformers bf16")
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--preset", default="45m")
+    parser.add_argument("--context", type=int, default=0, help="tokens of a sequence; 0: the preset's")
+    parser.add_argument("--steps", type=int, default=3, help="steps measured in each process")
+    parser.add_argument("--rounds", type=int, default=3, help="processes of each contestant, in turns")
+    parser.add_argument("--threads", type=int, default=0, help="0: the cores of this machine")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
+    parser.add_argument("--only", nargs="*", default=list(CONTESTANTS), choices=CONTESTANTS)
+    parser.add_argument(
+        "--transformers-python", default="", help="an interpreter that has transformers and accelerate"
+    )
+    parser.add_argument("--json", default="", help="a file to write everything to")
+    parser.add_argument("--child", default="", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        print(json.dumps(child(options.child, json.loads(sys.stdin.read()))))
+        return
+    job = job_of(options)
+    contestants = [c for c in options.only if "transformers" not in c or options.transformers_python]
+    found: dict[str, list[dict[str, Any]]] = {contestant: [] for contestant in contestants}
+    for _ in range(options.rounds):
+        for contestant in contestants:
+            found[contestant].append(in_a_child(contestant, job, options.transformers_python))
+    report = {"job": job, "machine": machine(), "runs": found, "load_at_the_end": os.getloadavg()}
+    if options.json:
+        Path(options.json).write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+    print(table(report))
+
+
+def job_of(options: argparse.Namespace) -> dict[str, Any]:
+    preset = tomllib.loads((PRESETS / f"{options.preset}.toml").read_text("utf-8"))
+    names = (
+        "vocabulary_size",
+        "layers",
+        "width",
+        "heads",
+        "kv_heads",
+        "feed_forward",
+        "context",
+        "batch_size",
+    )
+    shape = {name: preset[name] for name in names}
+    shape["context"] = options.context or shape["context"]
+    threads = options.threads or len(os.sched_getaffinity(0))
+    return {
+        "preset": options.preset,
+        **shape,
+        "steps": options.steps,
+        "threads": threads,
+        "clock": options.clock,
+    }
+
+
+def machine() -> dict[str, str]:
+    names = [line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
+             if line.startswith(("model name", "cpu family", "model\t"))][:3]  # fmt: skip
+    return {"cpu": ", ".join(names), "python": platform.python_version(), "system": platform.platform()}
+
+
+def in_a_child(contestant: str, job: dict[str, Any], transformers_python: str) -> dict[str, Any]:
+    python = transformers_python if "transformers" in contestant else sys.executable
+    done = subprocess.run([python, __file__, "--child", contestant], input=json.dumps(job), text=True,
+                          stdout=subprocess.PIPE, check=True)  # fmt: skip
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def child(contestant: str, job: dict[str, Any]) -> dict[str, Any]:
+    import torch
+
+    torch.set_num_threads(job["threads"])
+    who, precision = contestant.split()
+    times = {"ours": ours, "plain": plain, "transformers": by_transformers}[who](job, precision)
+    return {
+        "seconds": times[1:],
+        "tokens_per_second": job["batch_size"] * job["context"] / statistics.median(times[1:]),
+        "peak_megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "torch": torch.__version__,
+    }
+
+
+def our_model(job: dict[str, Any]) -> Any:
+    from ambidex.model import LanguageModel, Shape, initialise
+
+    names = ("vocabulary_size", "layers", "width", "heads", "kv_heads", "feed_forward", "context")
+    model = LanguageModel(Shape(**{name: job[name] for name in names}))
+    initialise(model, seed=0)
+    return model
+
+
+def batches(job: dict[str, Any]) -> list[Any]:
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    size = (job["batch_size"], job["context"] + 1)
+    return [torch.randint(job["vocabulary_size"], size, generator=generator) for _ in range(job["steps"] + 1)]
+
+
+def timed(job: dict[str, Any], step: Callable[[Any], None]) -> list[float]:
+    clock, times = CLOCKS[job["clock"]], []
+    for text in batches(job):
+        started = clock()
+        step(text)
+        times.append(clock() - started)
+    return times
+
+
+def ours(job: dict[str, Any], precision: str) -> list[float]:
+    from ambidex.engine import Device
+    from ambidex.loss import cross_entropy_sum
+    from ambidex.optim import Optimizer
+
+    device, model = Device("cpu", precision, job["threads"]), our_model(job)
+    optimizer = Optimizer(model, kind="adamw", betas=(0.9, 0.95), epsilon=1e-8, momentum=0.95, weight_decay=0.1,
+                          clip=1.0, products=device.muon_precision())  # fmt: skip
+
+    def step(text: Any) -> None:
+        with device.autocast():
+            loss = cross_entropy_sum(model, model(text[:, :-1]), text[:, 1:]) / text[:, 1:].numel()
+        loss.backward()
+        optimizer.clip_gradients()
+        optimizer.step(1e-3)
+        optimizer.zero_gradients()
+
+    return timed(job, step)
+
+
+def plain(job: dict[str, Any], precision: str) -> list[float]:
+    import torch
+    import torch.nn.functional as F
+
+    assert precision == "fp32"
+    model = our_model(job)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1)
+
+    def step(text: Any) -> None:
+        logits = model.logits(model(text[:, :-1]))
+        F.cross_entropy(logits.flatten(0, 1), text[:, 1:].flatten()).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return timed(job, step)
+
+
+def by_transformers(job: dict[str, Any], precision: str) -> list[float]:
+    import tempfile
+
+    from transformers import Qwen3Config, Qwen3ForCausalLM, Trainer, TrainerCallback, TrainingArguments
+
+    model = Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=job["vocabulary_size"], hidden_size=job["width"], intermediate_size=job["feed_forward"],
+            num_hidden_layers=job["layers"], num_attention_heads=job["heads"], num_key_value_heads=job["kv_heads"],
+            head_dim=job["width"] // job["heads"], max_position_embeddings=job["context"], tie_word_embeddings=True,
+            use_cache=False,
+        )
+    )  # fmt: skip
+    clock, ends = CLOCKS[job["clock"]], [CLOCKS[job["clock"]]()]
+
+    class Watch(TrainerCallback):  # type: ignore[misc]
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            ends[0] = clock()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            ends.append(clock())
+
+    rows = [{"input_ids": row[:-1], "labels": row[:-1]} for text in batches(job) for row in text]
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder, max_steps=job["steps"] + 1, per_device_train_batch_size=job["batch_size"], use_cpu=True,
+            bf16=precision == "bf16", report_to="none", save_strategy="no", logging_strategy="no", disable_tqdm=True,
+        )  # fmt: skip
+        Trainer(model=model, args=arguments, train_dataset=rows, callbacks=[Watch()]).train()
+    return [after - before for before, after in zip(ends, ends[1:])]
+
+
+def table(report: dict[str, Any]) -> str:
+    job, runs = report["job"], report["runs"]
+    lines = [f"{job['preset']}, {job['context']} x {job['batch_size']} tokens a step, {job['threads']} threads, "
+             f"{job['clock']} clock, {report['machine']['cpu']}", "",
+             "| | tokens/s, median | lowest to highest | peak memory, MB | times plain |", "|---|---|---|---|---|"]  # fmt: skip
+    rates = {who: sorted(run["tokens_per_second"] for run in found) for who, found in runs.items()}
+    base = statistics.median(rates["plain fp32"]) if rates.get("plain fp32") else 0.0
+    for who, found in runs.items():
+        middle = statistics.median(rates[who])
+        memory = statistics.median(run["peak_megabytes"] for run in found)
+        times = f"{middle / base:.2f}" if base else ""
+        lines.append(
+            f"| {who} | {middle:,.0f} | {rates[who][0]:,.0f} to {rates[who][-1]:,.0f} | {memory:,.0f} | {times} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
