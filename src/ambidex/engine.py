@@ -14,12 +14,13 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ambidex.device import cpu as processor
 from ambidex.errors import Exit, Problem, Problems
-from ambidex.products import Products, has_onednn_product, using
+from ambidex.products import Products, has_onednn_product, onednn_product, using
 
 Module = TypeVar("Module", bound=nn.Module)
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -58,6 +59,7 @@ class Device:
         torch.set_num_threads(threads)
         _set_numerics(self.kind)
         self.products = self._products()
+        self.product_rate = 0.0  # operations per second of one product, once `matmul_rate` has measured it
         if self.kind == "cpu":
             keep_pages()
 
@@ -123,15 +125,18 @@ class Device:
     def matmul_rate(self, rows: int, inner: int, columns: int, seconds: float = 0.25) -> float:
         """Floating-point operations per second of one product at this precision: measured, median of a few."""
         a = torch.ones(rows, inner, device=self.torch_device, dtype=PRECISIONS[self.precision])
-        b = torch.ones(inner, columns, device=self.torch_device, dtype=PRECISIONS[self.precision])
+        b = torch.ones(columns, inner, device=self.torch_device, dtype=PRECISIONS[self.precision])
+        exact = self.products is not None and self.products.low is None and self.products.onednn
+        multiply = onednn_product if exact else F.linear
         times: list[float] = []
         stop = time.perf_counter() + seconds
         while len(times) < 4 or time.perf_counter() < stop:
             started = time.perf_counter()
-            torch.mm(a, b)
+            multiply(a, b)
             self.synchronize()
             times.append(time.perf_counter() - started)
-        return 2.0 * rows * inner * columns / sorted(times[1:])[len(times[1:]) // 2]
+        self.product_rate = 2.0 * rows * inner * columns / sorted(times[1:])[len(times[1:]) // 2]
+        return self.product_rate
 
     @contextmanager
     def memory_errors_in_words(self, micro_batch_size: int) -> Iterator[None]:

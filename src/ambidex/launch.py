@@ -30,7 +30,7 @@ from ambidex.resume import check_same_text, named_run, restore_newest, unfinishe
 from ambidex.runs import Run
 from ambidex.screen import Screen, line
 from ambidex.stops import Stops
-from ambidex.summary import show_end, show_plan, show_settings, write_summary
+from ambidex.summary import share_per_rate, show_end, show_plan, show_settings, write_summary
 from ambidex.text.batches import Batches
 from ambidex.text.cache import default_cache
 from ambidex.text.tokens import Tokens, prepare
@@ -111,7 +111,9 @@ def carry_on(trainer: Trainer, run: Run, card: Mapping[str, Any], choice: Choice
     line("run", f"{run.path}" + (f", from step {trainer.step}" if trainer.step else ""))
     stops.listening = True
     with (
-        Screen(settings.steps, trainer.step, settings.batch_size * settings.context) as screen,
+        Screen(
+            settings.steps, trainer.step, settings.batch_size * settings.context, share_per_rate(trainer)
+        ) as screen,
         trainer.device.memory_errors_in_words(settings.micro_batch_size or settings.batch_size),
     ):
         fit(trainer, run, stops, screen)

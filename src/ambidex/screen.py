@@ -18,8 +18,9 @@ def line(word: str, text: str) -> None:
 class Screen:
     """A bar on a terminal (standard error, so that standard output stays clean); nothing but lines in a log."""
 
-    def __init__(self, steps: int, done: int, tokens_per_step: int) -> None:
-        self._tokens_per_step = tokens_per_step
+    def __init__(self, steps: int, done: int, tokens_per_step: int, share: float = 0.0) -> None:
+        """``share``: of one product's measured rate, for each token per second; 0 where it is not known."""
+        self._tokens_per_step, self._share = tokens_per_step, share
         self._bar = tqdm(
             total=steps, initial=done, unit="step", disable=None, dynamic_ncols=True, file=sys.stderr,
             bar_format="{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
@@ -36,8 +37,9 @@ class Screen:
         self._bar.close()
 
     def show(self, row: Row) -> None:
+        share = f", {row.tokens_per_second * self._share:.0%} of peak" if self._share else ""
         self._bar.set_postfix_str(
-            f"loss {row.loss:.3f}, {row.tokens_per_second:,.0f} tokens/s", refresh=False
+            f"loss {row.loss:.3f}, {row.tokens_per_second:,.0f} tokens/s{share}", refresh=False
         )
         self._bar.update()
         if row.val_loss is None:

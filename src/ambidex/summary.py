@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shlex
+import statistics
 
 from ambidex import plan, runs
 from ambidex.config import Resolved
@@ -66,6 +67,12 @@ def write_summary(trainer: Trainer, run: Run) -> None:
     table["time"] = (
         f"{last.seconds:.1f} s, {last.tokens / last.seconds:,.0f} tokens/s over all, evaluations included"
     )
+    if share := share_per_rate(trainer):
+        usual = statistics.median(row.tokens_per_second for row in rows)
+        table["speed"] = (
+            f"{usual:,.0f} tokens/s in the median step, {usual * share:.0%} of the "
+            f"{trainer.device.product_rate / 1e9:,.0f} GFLOP/s that one matrix product reached before it"
+        )
     peak = trainer.device.peak_bytes()
     table["peak memory"] = plan.spell_bytes(peak) if peak else "not known here"
     table["device"] = f"{trainer.device.name}, {trainer.device.precision}, {trainer.device.threads} threads"
@@ -82,6 +89,12 @@ def write_summary(trainer: Trainer, run: Run) -> None:
         "",
     ]
     run.write(runs.SUMMARY, "\n".join(lines))
+
+
+def share_per_rate(trainer: Trainer) -> float:
+    """Share of one product's measured rate that each token per second is, by an exact count of a token's products."""
+    rate = trainer.device.product_rate
+    return trainer.model.shape.operations_per_token() / rate if rate else 0.0
 
 
 def bits_per_byte(loss: float, tokens: Tokens) -> float:
