@@ -10,6 +10,7 @@ for a machine that others use too; it means something with --threads 1 only.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 PRESETS = Path(__file__).parents[1] / "src" / "ambidex" / "presets"
-CONTESTANTS = ("ours bf16", "ours fp32", "plain fp32", "transformers fp32", "transformers bf16")
+CONTESTANTS = ("ours bf16", "plain fp32", "ours fp32", "transformers fp32", "transformers bf16")
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
@@ -54,6 +55,7 @@ def main() -> None:
     for _ in range(options.rounds):
         for contestant in contestants:
             found[contestant].append(in_a_child(contestant, job, options.transformers_python))
+            print(f"{contestant}: {found[contestant][-1]}", file=sys.stderr, flush=True)
     report = {"job": job, "machine": machine(), "runs": found, "load_at_the_end": os.getloadavg()}
     if options.json:
         Path(options.json).write_text(json.dumps(report, indent=2) + "\n", "utf-8")
@@ -204,7 +206,7 @@ def by_transformers(job: dict[str, Any], precision: str) -> list[float]:
             bf16=precision == "bf16", report_to="none", save_strategy="no", logging_strategy="no", disable_tqdm=True,
         )  # fmt: skip
         Trainer(model=model, args=arguments, train_dataset=rows, callbacks=[Watch()]).train()
-    return [after - before for before, after in zip(ends, ends[1:])]
+    return [after - before for before, after in itertools.pairwise(ends)]
 
 
 def table(report: dict[str, Any]) -> str:
