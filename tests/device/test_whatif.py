@@ -28,6 +28,8 @@ def test_what_is_not_given_is_linux_x86_64_this_python_and_a_driver_new_enough()
         ("2.5.1", "linux", "x86_64", "2.5.1+cu124", "12.4"),
         ("2.15.0", "linux", "x86_64", "2.15.0+cu132", "13.2"),
         ("2.5", "linux", "x86_64", "2.5.0+cu124", "12.4"),
+        ("cu121", "linux", "x86_64", "2.5.1+cu121", "12.1"),
+        ("nightly-cu124", "linux", "x86_64", "2.7.0.dev20250310+cu124", "12.4"),
         ("2.13.0+cpu", "linux", "x86_64", "2.13.0+cpu", None),
         ("2.13.0", "windows", "x86_64", "2.13.0+cpu", None),
         ("2.10.0", "linux", "aarch64", "2.10.0+cpu", None),

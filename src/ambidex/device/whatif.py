@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
 
-from ambidex.device import builds, gpus
+from ambidex.device import builds, gpus, variants
 from ambidex.device.gpus import Known
 from ambidex.device.machine import Build, Driver, Gpu, Machine
 from ambidex.device.version import TorchVersion, cuda_of_tag, numbers
@@ -120,7 +120,10 @@ def _build(version: TorchVersion, machine: Machine) -> Build:
 
 
 def _torch(text: str) -> TorchVersion:
-    found = TorchVersion.parse(text.strip().removeprefix("torch").lstrip("= "))
+    """A version, or the name of a variant that pins one: "cu121" is 2.5.1+cu121."""
+    row = variants.rows().get(text.strip().lower(), {})
+    spelled = f"{row['torch']}+{row['local']}" if "torch" in row else text
+    found = TorchVersion.parse(spelled.strip().removeprefix("torch").lstrip("= "))
     examples = "2.5.1+cu121, 2.13.0+cpu, 2.5.1 (what PyPI serves) or 2.7.0.dev20250310+cu124"
     if found is None:
         raise Problems(
