@@ -56,7 +56,9 @@ class Problems(Exception):
     def __str__(self) -> str:
         if len(self.problems) == 1:
             return f"error: {self.problems[0]}"
-        return "\n".join([f"{len(self.problems)} errors:", *(f"{n}. {p}" for n, p in enumerate(self.problems, 1))])
+        return "\n".join(
+            [f"{len(self.problems)} errors:", *(f"{n}. {p}" for n, p in enumerate(self.problems, 1))]
+        )
 
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:

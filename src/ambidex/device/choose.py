@@ -1,7 +1,7 @@
 """The device policy: which device a run computes on, and why, in words.
 
-``auto`` trusts a GPU only after real kernels ran on it in a child process, and goes on on the CPU, saying the cause,
-where none did. A device asked for by name is had or refused; it is never swapped for another.
+``auto`` trusts a GPU only after real kernels ran on it in a child process, and goes on on the CPU, saying the
+cause, where none did. A device asked for by name is had or refused; it is never swapped for another.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -65,7 +65,7 @@ def choose(
     requested: str = "auto",
     origin: str = "default",
     *,
-    asked: Mapping[str, str] = {},  # noqa: B006  read only
+    asked: Mapping[str, str] | None = None,
     environ: Mapping[str, str] | None = None,
     modules: Mapping[str, ModuleType] | None = None,
     os_name: str | None = None,
@@ -74,15 +74,15 @@ def choose(
 ) -> Choice:
     """The device for a run, or `Problems` with the doctor's strict exit code and text.
 
-    ``requested`` is auto, cpu, cuda, cuda:N or mps; ``origin`` says where that came from: default, flag, argument,
-    toml or environment. ``asked`` holds what every origin asked for, the ones that were overruled too, so that all
-    the ways that force the CPU can be named. The rest lets a test put a machine together.
+    ``requested`` is auto, cpu, cuda, cuda:N or mps; ``origin`` says where that came from: default, flag,
+    argument, toml or environment. ``asked`` holds what every origin asked for, the ones that were overruled
+    too, so that all the ways that force the CPU can be named. The rest lets a test put a machine together.
     """
     environ = os.environ if environ is None else environ
     modules = sys.modules if modules is None else modules
     os_name = os_name or _this_os()
     wanted = _understood(requested, origin)
-    ways = _ways({**asked, origin: wanted}, environ, modules, os_name)
+    ways = _ways({**(asked or {}), origin: wanted}, environ, modules, os_name)
     if wanted == "cpu":
         return _forced(ways)
     if wanted == "auto":
@@ -147,21 +147,27 @@ def _ways(
         by_environment = (f'CUDA_VISIBLE_DEVICES="{mask.text}" in the environment',)
         if _cuda_has_started(modules):
             notices.append(
-                "CUDA had started in this process before CUDA_VISIBLE_DEVICES was set: the variable hides nothing "
+                "CUDA had started in this process before CUDA_VISIBLE_DEVICES was set: the variable hides "
+                "nothing "
                 "from code that asks for CUDA by itself; this run computes on the CPU all the same"
             )
     elif os_name == "windows" and mask.text == "":
-        notices.append("on Windows an empty CUDA_VISIBLE_DEVICES counts as unset; CUDA_VISIBLE_DEVICES=-1 hides the GPUs")
+        notices.append(
+            "on Windows an empty CUDA_VISIBLE_DEVICES counts as unset; CUDA_VISIBLE_DEVICES=-1 hides the GPUs"
+        )
 
     answer = _overridden_is_available(modules)
     by_code = ("torch.cuda.is_available overridden in code",) if answer is False else ()
     if answer is True:
-        notices.append("torch.cuda.is_available is overridden in code and says True: real kernels decide, not it")
+        notices.append(
+            "torch.cuda.is_available is overridden in code and says True: real kernels decide, not it"
+        )
     return _Ways(by_request, by_environment, by_code, tuple(notices))
 
 
 def _overridden_is_available(modules: Mapping[str, ModuleType]) -> bool | None:
-    """What an overridden ``torch.cuda.is_available`` says, None where it is torch's own or torch is not imported.
+    """What an overridden ``torch.cuda.is_available`` says, None where it is torch's own or torch is not
+    imported.
 
     A wrapper may carry torch's name, so the file that the code was written in decides.
     """

@@ -1,7 +1,7 @@
 """Containers and WSL: what kind this is, and whether the GPU came along.
 
-Inside a container the driver's library and device nodes are put there at its start or not at all; what is missing tells
-which switch was forgotten.
+Inside a container the driver's library and device nodes are put there at its start or not at all; what is
+missing tells which switch was forgotten.
 """
 
 from __future__ import annotations
@@ -62,7 +62,9 @@ def finds_libcuda(root: Path, environ: Mapping[str, str]) -> bool:
 
 
 def compat_shadow(environ: Mapping[str, str]) -> str:
-    """The folder on LD_LIBRARY_PATH whose `compat` libcuda shadows the host's (error 804 on a GeForce), or ''."""
+    """The folder on LD_LIBRARY_PATH whose `compat` libcuda shadows the host's (error 804 on a GeForce), or
+    ''.
+    """
     for entry in environ.get("LD_LIBRARY_PATH", "").split(":"):
         if "compat" in Path(entry).parts and any(Path(entry).glob("libcuda.so*")):
             return entry
@@ -76,10 +78,19 @@ def _kind(root: Path, environ: Mapping[str, str]) -> str:
         return "podman"
     if (root / ".dockerenv").exists():
         return "docker"
-    if "APPTAINER_CONTAINER" in environ or "SINGULARITY_CONTAINER" in environ or (root / ".singularity.d").exists():
+    if (
+        "APPTAINER_CONTAINER" in environ
+        or "SINGULARITY_CONTAINER" in environ
+        or (root / ".singularity.d").exists()
+    ):
         return "apptainer"
     groups = _text(root / "proc/1/cgroup") + _text(root / "proc/self/cgroup")
-    for mark, kind in (("kubepods", "kubernetes"), ("libpod", "podman"), ("/docker", "docker"), ("containerd", "docker")):
+    for mark, kind in (
+        ("kubepods", "kubernetes"),
+        ("libpod", "podman"),
+        ("/docker", "docker"),
+        ("containerd", "docker"),
+    ):
         if mark in groups:
             return kind
     return ""
@@ -97,7 +108,9 @@ def _detail(root: Path, environ: Mapping[str, str], nodes: bool, library: bool, 
     if nodes:
         wanted = environ.get("NVIDIA_DRIVER_CAPABILITIES", "")
         said = f" (it is {wanted!r})" if wanted else ""
-        return f"device nodes are here and libcuda.so.1 is not: NVIDIA_DRIVER_CAPABILITIES lacks compute{said}"
+        return (
+            f"device nodes are here and libcuda.so.1 is not: NVIDIA_DRIVER_CAPABILITIES lacks compute{said}"
+        )
     asked = environ.get("NVIDIA_VISIBLE_DEVICES")
     said = "" if asked is None else f"; NVIDIA_VISIBLE_DEVICES is {asked!r}"
     host = "; the host has an NVIDIA driver" if (root / "proc/driver/nvidia/version").exists() else ""

@@ -60,16 +60,21 @@ def at(where: str | Path, *, put: Callable[..., Answer] = ask, seconds: float = 
         if told is not None and not answer.trouble:
             version, its_prefix, entries = told
             return Environment(str(program), version, Path(its_prefix), entries, own=False)
-        note = f"{program} was not able to say where its packages lie ({answer.trouble or 'its answer was unreadable'})"
+        why = answer.trouble or "its answer was unreadable"
+        note = f"{program} was not able to say where its packages lie ({why})"
     places = _places_on_disk(prefix)
     if not places:
         raise _no_environment(path, note or "it holds no python and no site-packages")
     version = _version_on_disk(prefix, places)
-    return Environment(str(program or prefix), version, prefix, places, own=False, notes=(note,) if note else ())
+    return Environment(
+        str(program or prefix), version, prefix, places, own=False, notes=(note,) if note else ()
+    )
 
 
 def installer_of(environment: Environment, torch: Path | None, environ: Mapping[str, str]) -> str:
-    """pip, uv, poetry or conda: what put torch there says its INSTALLER file; without torch, what the place looks like."""
+    """pip, uv, poetry or conda: what put torch there says its INSTALLER file; without torch, what the place
+    looks like.
+    """
     wrote = _installer_file(torch)
     uv_made = "uv" in _pyvenv(environment.prefix)
     if wrote in ("uv", "conda"):
@@ -118,7 +123,7 @@ def _program_of(folder: Path) -> Path | None:
 
 
 def _prefix_of(path: Path) -> Path:
-    """The environment that a program or a folder belongs to. A venv's python is a link: it is not followed."""
+    """The environment of a program or a folder. A venv's python is a link: it is not followed."""
     if path.is_dir():
         return path
     return path.parent.parent if path.parent.name in ("bin", "Scripts") else path.parent
@@ -154,7 +159,9 @@ def _places_on_disk(prefix: Path) -> tuple[Path, ...]:
 
 
 def _version_on_disk(prefix: Path, places: Iterable[Path]) -> str:
-    wrote = re.search(r"(\d+\.\d+)", _pyvenv(prefix).get("version_info", "") or _pyvenv(prefix).get("version", ""))
+    wrote = re.search(
+        r"(\d+\.\d+)", _pyvenv(prefix).get("version_info", "") or _pyvenv(prefix).get("version", "")
+    )
     if wrote:
         return wrote[1]
     for place in places:

@@ -1,7 +1,7 @@
 """What an error's own words betray: each known sentence with its cause and what to do.
 
-Sources: the PyTorch and NVIDIA threads gathered for this project, CUDA's error list, and torch's own sources. The order
-is from the root to the symptom: where a text holds several, the first one is the cause.
+Sources: the PyTorch and NVIDIA threads gathered for this project, CUDA's error list, and torch's own sources.
+The order is from the root to the symptom: where a text holds several, the first one is the cause.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """``id`` is stable. ``cause`` and ``fix`` are sentences; {0} and so on stand for what the pattern caught."""
+    """``id`` is stable. ``cause`` and ``fix`` are sentences; {0} and so on are what the pattern caught."""
 
     id: str
     pattern: re.Pattern[str]
@@ -29,24 +29,30 @@ KNOWN: tuple[Fingerprint, ...] = (
     _print(
         "container_toolkit",
         r"could not select device driver \\?\"[^\"]{0,40}\\?\" with capabilities: \[\[",
-        "Docker was asked for a GPU and has no way to give one: the NVIDIA Container Toolkit is missing on the host, or "
+        "Docker was asked for a GPU and has no way to give one: the NVIDIA Container Toolkit is missing on "
+        "the host, or "
         "Docker is not configured for it.",
-        "on the host, install nvidia-container-toolkit, then: sudo nvidia-ctk runtime configure --runtime=docker && "
-        "sudo systemctl restart docker (Docker installed by snap cannot do this); on a host without a GPU, leave the "
+        "on the host, install nvidia-container-toolkit, then: sudo nvidia-ctk runtime configure "
+        "--runtime=docker && "
+        "sudo systemctl restart docker (Docker installed by snap cannot do this); on a host without a GPU, "
+        "leave the "
         "GPU request out",
         "CONTAINER_NO_GPU",
     ),
     _print(
         "no_op_install",
         r"Requirement already satisfied: torch(?![\w-])|Would make no changes",
-        "The install command changed nothing: pip and uv take torch==X for satisfied by any installed X, whatever its "
+        "The install command changed nothing: pip and uv take torch==X for satisfied by any installed X, "
+        "whatever its "
         "+cpu or +cuNNN tag.",
-        "uninstall first, or pin the tag too, as in torch==2.11.0+cu128 with its --index-url; `ambidex doctor` prints "
+        "uninstall first, or pin the tag too, as in torch==2.11.0+cu128 with its --index-url; `ambidex "
+        "doctor` prints "
         "the whole command for this machine",
     ),
     _print(
         "no_distribution",
-        r"(?:No matching distribution found for|Could not find a version that satisfies the requirement) torch(?![\w-])"
+        r"(?:No matching distribution found for|Could not find a version that satisfies the requirement) "
+        r"torch(?![\w-])"
         r"[^\s()]*",
         "The index asked has no such torch for this Python, system and machine.",
         "see which exist with `ambidex variants`; `ambidex doctor` prints the newest that fits this Python",
@@ -60,7 +66,8 @@ KNOWN: tuple[Fingerprint, ...] = (
     _print(
         "symbol_nvjitlink",
         r"undefined symbol: (_*nvJitLink\w*)",
-        "A library of the wheel found another CUDA's libnvJitLink first ({0}): LD_LIBRARY_PATH leads to a CUDA toolkit of "
+        "A library of the wheel found another CUDA's libnvJitLink first ({0}): LD_LIBRARY_PATH leads to a "
+        "CUDA toolkit of "
         "another version.",
         "run it with LD_LIBRARY_PATH unset: the wheel brings its own CUDA libraries",
         "TORCH_BROKEN",
@@ -75,25 +82,31 @@ KNOWN: tuple[Fingerprint, ...] = (
     _print(
         "symbol_torch",
         r"undefined symbol: (\w*(?:c10|torch|at\d|ATen)\w*)",
-        "An extension library was built against another torch than the one installed: it asks for {0}, which this torch "
+        "An extension library was built against another torch than the one installed: it asks for {0}, "
+        "which this torch "
         "has not.",
-        "reinstall that extension for the installed torch (build it from source where its maker has no wheel for it)",
+        "reinstall that extension for the installed torch (build it from source where its maker has no "
+        "wheel for it)",
         "TORCH_BROKEN",
     ),
     _print(
         "symbol",
         r"undefined symbol: (\w+)",
-        "Two libraries that were not built for each other were loaded together: {0} is asked for and is in neither.",
+        "Two libraries that were not built for each other were loaded together: {0} is asked for and is in "
+        "neither.",
         "reinstall the package whose file the message names, in the same environment as torch",
         "TORCH_BROKEN",
     ),
     _print(
         "libcuda_missing",
-        r"libcuda\.so(?:\.1)?:? cannot open shared object|(?:could not|failed to|unable to|cannot) (?:load|find|open|"
+        r"libcuda\.so(?:\.1)?:? cannot open shared object|(?:could not|failed to|unable to|cannot) "
+        r"(?:load|find|open|"
         r"locate)[^\n]{0,40}\b(?:libcuda|nvcuda\.dll)|cannot find -lcuda\b",
-        "The driver's library, libcuda, is not here: there is no NVIDIA driver, or the container was started without the "
+        "The driver's library, libcuda, is not here: there is no NVIDIA driver, or the container was "
+        "started without the "
         "`compute` capability of its driver.",
-        "in a container: start it with --gpus all (and NVIDIA_DRIVER_CAPABILITIES=compute,utility); elsewhere: install the "
+        "in a container: start it with --gpus all (and NVIDIA_DRIVER_CAPABILITIES=compute,utility); "
+        "elsewhere: install the "
         "NVIDIA driver",
         "NO_GPU",
     ),
@@ -121,10 +134,13 @@ KNOWN: tuple[Fingerprint, ...] = (
     ),
     _print(
         "forward_compat",
-        r"forward compatibility was attempted on non supported HW|\berror 804\b|cudaErrorCompatNotSupportedOnDevice",
-        "Error 804: a `compat` libcuda inside the image shadows the host's, and forward compatibility is for datacentre "
+        r"forward compatibility was attempted on non supported HW|\berror "
+        r"804\b|cudaErrorCompatNotSupportedOnDevice",
+        "Error 804: a `compat` libcuda inside the image shadows the host's, and forward compatibility is "
+        "for datacentre "
         "GPUs only.",
-        "remove /usr/local/cuda/compat from LD_LIBRARY_PATH (or the cuda-compat package from the image), or use an image "
+        "remove /usr/local/cuda/compat from LD_LIBRARY_PATH (or the cuda-compat package from the image), or "
+        "use an image "
         "whose CUDA the host's driver knows",
     ),
     _print(
@@ -137,7 +153,8 @@ KNOWN: tuple[Fingerprint, ...] = (
     _print(
         "not_initialized",
         r"system not yet initialized|\berror 802\b|cudaErrorSystemNotReady",
-        "Error 802: the system is not ready; on machines with NVSwitch the fabric manager must run, in the driver's version.",
+        "Error 802: the system is not ready; on machines with NVSwitch the fabric manager must run, in the "
+        "driver's version.",
         "start nvidia-fabricmanager, of the same version as the driver",
     ),
     _print(
@@ -156,16 +173,19 @@ KNOWN: tuple[Fingerprint, ...] = (
     ),
     _print(
         "ptx_toolchain",
-        r"PTX was (?:compiled|generated) (?:with an unsupported toolchain|by a compiler newer)|cudaErrorUnsupportedPtxVersion|"
+        r"PTX was (?:compiled|generated) (?:with an unsupported toolchain|by a compiler "
+        r"newer)|cudaErrorUnsupportedPtxVersion|"
         r"CUDA_ERROR_UNSUPPORTED_PTX_VERSION|unsupported toolchain",
-        "Error 222: the build has only PTX for this GPU, made by a CUDA that is newer than the driver's, which therefore "
+        "Error 222: the build has only PTX for this GPU, made by a CUDA that is newer than the driver's, "
+        "which therefore "
         "cannot compile it.",
         "update the driver, or install a build with machine code for this GPU: `ambidex doctor` prints one",
         "DRIVER_OLD",
     ),
     _print(
         "not_compatible",
-        r"is not compatible with the current PyTorch installation|supports CUDA capabilities (?:sm_|compute_)",
+        r"is not compatible with the current PyTorch installation|supports CUDA capabilities "
+        r"(?:sm_|compute_)",
         "torch's own start-up check says that this build has no code for this GPU.",
         "install a build that has: `ambidex doctor` prints the command",
         "ARCH_NONE",
@@ -180,7 +200,8 @@ KNOWN: tuple[Fingerprint, ...] = (
     _print(
         "fmha_arch",
         r"kernel `?(fmha_\w+?|\w*cutlass\w*)`? is for (sm\d+(?:-sm\d+)?),? but was built for (sm\d+)",
-        "An attention kernel was compiled from PTX of {2}, which lacks what it needs ({1}): PTX that old runs, but not all "
+        "An attention kernel was compiled from PTX of {2}, which lacks what it needs ({1}): PTX that old "
+        "runs, but not all "
         "of it works.",
         "install a build with machine code for this GPU: `ambidex doctor` prints one",
         "ARCH_NONE",
@@ -195,12 +216,15 @@ KNOWN: tuple[Fingerprint, ...] = (
     _print(
         "nvcc_arch",
         r"nvcc[^\n]*Unsupported gpu architecture '(\w+)'|Unsupported gpu architecture '(\w+)'",
-        "The CUDA toolkit that compiles here has no {0}: too old for a new GPU, or (from 13.0) too new for one before 7.5.",
-        "compile with a toolkit that has it: 12.8 or newer for sm_100 and sm_120, 12.9 or older for anything below sm_75",
+        "The CUDA toolkit that compiles here has no {0}: too old for a new GPU, or (from 13.0) too new for "
+        "one before 7.5.",
+        "compile with a toolkit that has it: 12.8 or newer for sm_100 and sm_120, 12.9 or older for "
+        "anything below sm_75",
     ),
     _print(
         "no_kernel_image",
-        r"no kernel image is available for execution|cudaErrorNoKernelImageForDevice|CUDA_ERROR_NO_BINARY_FOR_GPU|"
+        r"no kernel image is available for "
+        r"execution|cudaErrorNoKernelImageForDevice|CUDA_ERROR_NO_BINARY_FOR_GPU|"
         r"hipErrorNoBinaryForGpu|device kernel image is invalid",
         "The library that ran has no code for this GPU: torch, or an extension of it.",
         "`ambidex doctor` says which of them, and prints a build that has code for this GPU",
@@ -215,7 +239,8 @@ KNOWN: tuple[Fingerprint, ...] = (
     ),
     _print(
         "not_compiled",
-        r"Torch not compiled with CUDA enabled|PyTorch was compiled without CUDA|not compiled with CUDA support",
+        r"Torch not compiled with CUDA enabled|PyTorch was compiled without CUDA|not compiled with CUDA "
+        r"support",
         "This torch is a CPU build. On Windows and macOS that is what plain `pip install torch` brings.",
         "train on the CPU with --device cpu, or install a CUDA build: `ambidex doctor` prints the command",
         "CPU_BUILD",
@@ -229,21 +254,26 @@ KNOWN: tuple[Fingerprint, ...] = (
     _print(
         "no_driver",
         r"Found no NVIDIA driver on your system|NVIDIA-SMI has failed because it couldn't communicate",
-        "No NVIDIA driver answers: none is installed, it is not loaded, or the container was started without the GPU.",
-        "install or load the driver; in a container: start it with --gpus all; or train on the CPU: --device cpu",
+        "No NVIDIA driver answers: none is installed, it is not loaded, or the container was started "
+        "without the GPU.",
+        "install or load the driver; in a container: start it with --gpus all; or train on the CPU: "
+        "--device cpu",
         "NO_GPU",
     ),
     _print(
         "no_device",
-        r"no CUDA-capable device is detected|cudaErrorNoDevice|No CUDA GPUs are available|no NVIDIA GPU detected",
-        "The driver is there and shows this process no GPU: CUDA_VISIBLE_DEVICES hides it, or the container was given none.",
+        r"no CUDA-capable device is detected|cudaErrorNoDevice|No CUDA GPUs are available|no NVIDIA GPU "
+        r"detected",
+        "The driver is there and shows this process no GPU: CUDA_VISIBLE_DEVICES hides it, or the container "
+        "was given none.",
         "look at CUDA_VISIBLE_DEVICES and at how the container was started: `ambidex doctor` does both",
         "HIDDEN_BY_ENV",
     ),
     _print(
         "ordinal",
         r"CUDA error: invalid device ordinal|cudaErrorInvalidDevice\b|Invalid device id",
-        "The program asked for a GPU number that this process does not have. After CUDA_VISIBLE_DEVICES the count starts at "
+        "The program asked for a GPU number that this process does not have. After CUDA_VISIBLE_DEVICES the "
+        "count starts at "
         "0 again.",
         "ask for a number below torch.cuda.device_count()",
         "HIDDEN_BY_ENV",
@@ -251,7 +281,8 @@ KNOWN: tuple[Fingerprint, ...] = (
     _print(
         "unknown_999",
         r"CUDA unknown error|\berror 999\b|cudaErrorUnknown",
-        "Error 999: the driver failed without a reason; often after suspend, when nvidia-uvm is not loaded, or when "
+        "Error 999: the driver failed without a reason; often after suspend, when nvidia-uvm is not loaded, "
+        "or when "
         "CUDA_VISIBLE_DEVICES was changed after CUDA had started.",
         "sudo modprobe -r nvidia_uvm && sudo modprobe nvidia_uvm, or restart the machine",
         "PROBE_FAILED",
@@ -259,22 +290,26 @@ KNOWN: tuple[Fingerprint, ...] = (
     _print(
         "nvml_lost",
         r"Failed to initialize NVML: Unknown Error",
-        "NVML cannot reach the GPU; in a container that had it, the host took its device permissions away (a reload of systemd "
+        "NVML cannot reach the GPU; in a container that had it, the host took its device permissions away "
+        "(a reload of systemd "
         "does that).",
         "restart the container",
         "CONTAINER_NO_GPU",
     ),
     _print(
         "out_of_memory",
-        r"CUDA out of memory|torch(?:\.cuda)?\.OutOfMemoryError|CUDA error: out of memory|cudaErrorMemoryAllocation|"
+        r"CUDA out of memory|torch(?:\.cuda)?\.OutOfMemoryError|CUDA error: out of "
+        r"memory|cudaErrorMemoryAllocation|"
         r"HIP out of memory|CUBLAS_STATUS_ALLOC_FAILED|CUDA_ERROR_OUT_OF_MEMORY",
         "The GPU's memory is full. The build is not to blame.",
-        "a smaller --micro-batch-size or --context; and see with nvidia-smi whether another process holds the memory",
+        "a smaller --micro-batch-size or --context; and see with nvidia-smi whether another process holds "
+        "the memory",
     ),
     _print(
         "device_assert",
         r"device-side assert triggered|an illegal memory access was encountered",
-        "A kernel ran and met wrong data, most often an index outside its table: a fault of the program, not of the build.",
+        "A kernel ran and met wrong data, most often an index outside its table: a fault of the program, "
+        "not of the build.",
         "run it once on the CPU (--device cpu), where the same fault names its line",
     ),
     _print(

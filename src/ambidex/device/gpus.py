@@ -56,7 +56,7 @@ def find(text: str) -> Known:
 
 
 def generation(cc: tuple[int, int]) -> str:
-    """"Blackwell" for 12.0; empty where the table has no such GPU."""
+    """ "Blackwell" for 12.0; empty where the table has no such GPU."""
     return next((gpu.generation for gpu in known() if gpu.cc == cc), "")
 
 

@@ -1,7 +1,7 @@
 """GPUs and driver, asked of whoever answers: NVML, then `nvidia-smi`, then the kernel's own files.
 
-Three sources, because each of them is missing somewhere: a container may lack NVML, `nvidia-smi` may hang, and the
-kernel's files tell only the driver.
+Three sources, because each of them is missing somewhere: a container may lack NVML, `nvidia-smi` may hang,
+and the kernel's files tell only the driver.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import csv
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ambidex.device import container, gpus, nvml
@@ -27,7 +27,7 @@ class Seen:
     """What was found, and what was not, in words. ``nvidia`` and ``amd``: any sign of such a GPU at all."""
 
     gpus: tuple[Gpu, ...] = ()
-    driver: Driver = Driver()
+    driver: Driver = field(default_factory=Driver)
     nvidia: bool = False
     amd: bool = False
     hangs: bool = False  # the driver did not answer in time, so nothing else should be asked of it
@@ -98,7 +98,12 @@ def by_smi(
         fields = _OLD_FIELDS
     if answer.trouble:
         said = _first_words(answer.err or answer.out)
-        return (), Driver(), (answer.trouble + (f': "{said}"' if said else ""),), "did not answer" in answer.trouble
+        return (
+            (),
+            Driver(),
+            (answer.trouble + (f': "{said}"' if said else ""),),
+            "did not answer" in answer.trouble,
+        )
     found, version = parse_csv(answer.out, fields.split(","))
     if not found:
         said = _first_words(answer.out)
@@ -121,7 +126,13 @@ def parse_csv(text: str, fields: Sequence[str]) -> tuple[tuple[Gpu, ...], str | 
         if len(cells) != len(fields) or not re.fullmatch(r"[0-9]{1,4}", number) or not row["name"]:
             continue
         uuid = row["uuid"] if re.fullmatch(r"(GPU|MIG)-[\w-]{4,64}", row["uuid"]) else ""
-        gpu = Gpu(row["name"][:120], _cc(row.get("compute_cap", "")), int(number), uuid, _mebibytes(row["memory.total"]))
+        gpu = Gpu(
+            row["name"][:120],
+            _cc(row.get("compute_cap", "")),
+            int(number),
+            uuid,
+            _mebibytes(row["memory.total"]),
+        )
         found.setdefault(gpu.index, gpu)
         if re.fullmatch(r"\d{2,4}(\.\d+){1,3}", row["driver_version"]):
             version = version or row["driver_version"]
@@ -155,7 +166,7 @@ def driver_by_kernel(root: Path) -> str | None:
 
 
 def pci_gpus(root: Path) -> dict[str, tuple[str, ...]]:
-    """Display controllers on the PCI bus by maker: the device ids of those that no driver need be loaded for."""
+    """Display controllers on the PCI bus, by maker, as device ids: seen without any driver."""
     makers = {"0x10de": "nvidia", "0x1002": "amd"}
     found: dict[str, tuple[str, ...]] = {}
     try:
@@ -177,7 +188,10 @@ def _silence(
         return ()
     ids = ", ".join(on_bus)
     if container.has_nvidia_nodes(root) or driver.version:
-        return (f"an NVIDIA GPU is on the PCI bus (device {ids}), but the driver does not list it for this process",)
+        return (
+            f"an NVIDIA GPU is on the PCI bus (device {ids}), but the driver does not list it for this "
+            f"process",
+        )
     return (f"an NVIDIA GPU is on the PCI bus (device {ids}), but no NVIDIA driver is loaded",)
 
 
@@ -200,5 +214,3 @@ def _line(path: Path) -> str:
         return path.read_text("ascii", "replace").strip().lower()
     except (OSError, ValueError):
         return ""
-
-

@@ -1,8 +1,8 @@
 """The build: which torch lies in an environment, read from its files without importing it.
 
-`torch/version.py` names version and CUDA; the list of GPU architectures is one literal inside libtorch_python, found
-with `mmap` (seen on the Linux wheels 2.6.0+cu124 and 2.15.0+cu132; by inference on Windows). So a torch that cannot be
-imported, or belongs to another Python, is judged like any other.
+`torch/version.py` names version and CUDA; the list of GPU architectures is one literal inside
+libtorch_python, found with `mmap` (seen on the Linux wheels 2.6.0+cu124 and 2.15.0+cu132; by inference on
+Windows). So a torch that cannot be imported, or belongs to another Python, is judged like any other.
 """
 
 from __future__ import annotations
@@ -29,7 +29,11 @@ def find(environment: Environment) -> Path | None:
     """The folder of the torch that this environment would import, None where there is none."""
     for place in environment.places:
         folder = place / "torch"
-        if (folder / "__init__.py").is_file() or (folder / "version.py").is_file() or (folder / "lib").is_dir():
+        if (
+            (folder / "__init__.py").is_file()
+            or (folder / "version.py").is_file()
+            or (folder / "lib").is_dir()
+        ):
             return folder
     if environment.own:  # an editable install is found by an import hook alone
         try:
@@ -93,7 +97,9 @@ def _version(folder: Path) -> tuple[str | None, str | None, str | None, str]:
 
 def _assigned(text: str, name: str) -> str | None:
     """The string that ``name`` is set to, None where it is None, not there, or not a plain string."""
-    found = re.search(rf"^{name}\s*(?::[^=\n]+)?=\s*(?P<quote>['\"])(?P<value>[^'\"\n]{{1,200}})(?P=quote)", text, re.M)
+    found = re.search(
+        rf"^{name}\s*(?::[^=\n]+)?=\s*(?P<quote>['\"])(?P<value>[^'\"\n]{{1,200}})(?P=quote)", text, re.M
+    )
     return found["value"].strip() or None if found else None
 
 
@@ -122,7 +128,9 @@ def _archs(folder: Path) -> tuple[tuple[Arch, ...] | None, str]:
         return None, f"{library} cannot be read ({error.strerror})"
     if literal:
         return _parsed(literal), ""
-    trouble = "" if is_whole(library) else f"{library} is damaged: it is no library and holds no list of GPU code"
+    trouble = (
+        "" if is_whole(library) else f"{library} is damaged: it is no library and holds no list of GPU code"
+    )
     return None, trouble
 
 
@@ -136,12 +144,13 @@ def literal_in(library: Path) -> str:
     lists = [text for text in found if b" " in text]
     if lists:
         return max(lists, key=len).decode()
-    # A build for one GPU has a list of one; where several single entries stand about, none can be told for the list.
+    # A build for one GPU has a list of one; where several single entries stand about, none can be told for
+    # the list.
     return found.pop().decode() if len(found) == 1 else ""
 
 
 def _hits(view: mmap.mmap) -> Iterable[re.Match[bytes]]:
-    """Matches of the literal. Looked for by `find` first, which is tens of times faster than the expression."""
+    """Matches of the literal. `find` goes first: it is tens of times faster than the expression alone."""
     end = 0
     starts = sorted(_every(view, b"sm_") + _every(view, b"compute_"))
     for start in starts:
@@ -180,7 +189,11 @@ def _damage(folder: Path) -> str:
         if not (folder.parent / name).exists():
             return f"{folder.parent / name} is missing, though torch was installed with it"
     for library in sorted((folder / "lib").glob("*")):
-        if re.search(r"\.(so|dll|dylib)(\.\d+)*$", library.name) and library.is_file() and not is_whole(library):
+        if (
+            re.search(r"\.(so|dll|dylib)(\.\d+)*$", library.name)
+            and library.is_file()
+            and not is_whole(library)
+        ):
             return f"{library} is cut short or damaged ({library.stat().st_size:,} bytes)"
     return ""
 
@@ -192,14 +205,19 @@ def _recorded(folder: Path) -> Sequence[str]:
         except (OSError, ValueError):
             continue
         lines = (line.split(",", 1)[0] for line in text.splitlines())
-        return [name for name in lines if re.match(r"torch/(?:lib/[^/]+\.(?:so|dll|dylib)\b|_C\.|__init__\.py)", name)]
+        return [
+            name
+            for name in lines
+            if re.match(r"torch/(?:lib/[^/]+\.(?:so|dll|dylib)\b|_C\.|__init__\.py)", name)
+        ]
     return ()
 
 
 def is_whole(library: Path) -> bool:
     """Whether a shared library reaches as far as its own header says.
 
-    A file of a kind that no loader knows is whole only where the list of architectures stands in it all the same.
+    A file of a kind that no loader knows is whole only where the list of architectures stands in it all the
+    same.
     """
     try:
         size = library.stat().st_size
@@ -238,7 +256,10 @@ def _pe_end(head: bytes) -> int:
     """Where the last section's bytes of a Windows library end."""
     try:
         start = struct.unpack_from("<I", head, 60)[0]
-        count, optional = struct.unpack_from("<H", head, start + 6)[0], struct.unpack_from("<H", head, start + 20)[0]
+        count, optional = (
+            struct.unpack_from("<H", head, start + 6)[0],
+            struct.unpack_from("<H", head, start + 20)[0],
+        )
         table = start + 24 + optional
         ends = [0]
         for number in range(count):
@@ -247,4 +268,3 @@ def _pe_end(head: bytes) -> int:
     except struct.error:
         return 1 << 62
     return max(ends)
-

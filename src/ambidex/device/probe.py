@@ -1,7 +1,7 @@
 """A real kernel on every visible GPU, in a child process: what runs outranks what theory says.
 
-A child, because asking CUDA anything spoils this process for forked workers, because a sick driver may hang or crash
-it, and because the torch that is judged may belong to another Python.
+A child, because asking CUDA anything spoils this process for forked workers, because a sick driver may hang
+or crash it, and because the torch that is judged may belong to another Python.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ class DeviceProbe:
 
 @dataclass(frozen=True)
 class Probe:
-    """``ran`` is False where no child was started. ``cause`` and ``text`` say why no device was reached at all."""
+    """``ran`` is False where no child was started. ``cause`` and ``text`` say why no device was reached at
+    all.
+    """
 
     ran: bool = False
     devices: tuple[DeviceProbe, ...] = ()
@@ -104,7 +106,9 @@ def _read(found: Probe, answer: Answer, *, stopped: bool, seconds: float) -> tup
         if what == "torch":
             found = replace(found, torch=str(event.get("version", "")))
         elif what in ("import_failed", "init_failed"):
-            return _nothing_reached(found, what, str(event.get("kind", "")), str(event.get("message", ""))), False
+            return _nothing_reached(
+                found, what, str(event.get("kind", "")), str(event.get("message", ""))
+            ), False
         elif what == "count":
             count = int(event.get("count", 0))
         elif what == "device":
@@ -157,7 +161,9 @@ def _ended(device: DeviceProbe, answer: Answer, *, stopped: bool, seconds: float
 def _nothing_reached(found: Probe, what: str, kind: str, message: str) -> Probe:
     cause = fingerprints.cause_of(message)
     if what == "import_failed":
-        return replace(found, cause="import_failed", text=f'import torch failed: {kind}: "{_first_line(message)}"')
+        return replace(
+            found, cause="import_failed", text=f'import torch failed: {kind}: "{_first_line(message)}"'
+        )
     return replace(found, cause=cause or "failed", text=f'CUDA could not start: "{_first_line(message)}"')
 
 
@@ -170,7 +176,11 @@ def _silent(found: Probe, answer: Answer, *, stopped: bool, seconds: float) -> P
         return replace(found, ran=False, cause="not_started", text=answer.trouble)
     cause = fingerprints.cause_of(answer.err)
     last = answer.err.strip().splitlines()[-1:] or [""]
-    return replace(found, cause=cause or "crashed", text=f"the process died while {stage} ({_end(answer)}) {last[0]}".strip())
+    return replace(
+        found,
+        cause=cause or "crashed",
+        text=f"the process died while {stage} ({_end(answer)}) {last[0]}".strip(),
+    )
 
 
 def _end(answer: Answer) -> str:
