@@ -18,7 +18,7 @@ from typing import Any
 from ambidex.device import hiding
 from ambidex.device import probe as probing
 from ambidex.device.doctor import Judged, judged
-from ambidex.device.facts import Facts, look
+from ambidex.device.facts import Facts, look, may_have_gpu, this_os
 from ambidex.device.probe import DeviceProbe, Probe
 from ambidex.errors import Problem, Problems, did_you_mean
 
@@ -80,8 +80,8 @@ def choose(
     """
     environ = os.environ if environ is None else environ
     modules = sys.modules if modules is None else modules
-    os_name = os_name or _this_os()
-    wanted = _understood(requested, origin)
+    os_name = os_name or this_os()
+    wanted = understood(requested, origin)
     ways = _ways({**(asked or {}), origin: wanted}, environ, modules, os_name)
     if wanted == "cpu":
         return _forced(ways)
@@ -104,12 +104,12 @@ def forced_to_cpu(
         {},
         os.environ if environ is None else environ,
         sys.modules if modules is None else modules,
-        _this_os(),
+        this_os(),
     )
     return ways.all
 
 
-def _understood(requested: str, origin: str) -> str:
+def understood(requested: str, origin: str) -> str:
     wanted = requested.strip().lower()
     if wanted in ("auto", "cpu", "cuda", "mps") or re.fullmatch(r"cuda:\d{1,4}", wanted):
         return wanted if ":" not in wanted else f"cuda:{int(wanted[5:])}"
@@ -220,20 +220,6 @@ def _named(
     raise _as_the_doctor_says(wanted, judged(facts, probe=found, device=wanted, strict=True))
 
 
-def may_have_gpu(facts: Facts) -> bool:
-    """Whether a child process is worth its seconds: a build with GPU code, and a sign of a GPU."""
-    machine, build = facts.machine, facts.machine.build
-    if build.missing or build.broken:
-        return False
-    if machine.os == "macos":
-        return machine.machine in ("arm64", "aarch64")
-    if build.hip is not None:
-        return facts.seen.amd
-    if build.cuda is None:
-        return False
-    return bool(machine.gpus) or facts.seen.nvidia
-
-
 def _taken(
     device: DeviceProbe, facts: Facts, found: Probe, decided_by: str, notices: tuple[str, ...]
 ) -> Choice:
@@ -264,7 +250,3 @@ def _refused(what: str, *, found: str = "", fix: str, exit_code: int) -> Problem
 
 def _and(words: tuple[str, ...] | list[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
-
-
-def _this_os() -> str:
-    return {"win32": "windows", "darwin": "macos"}.get(sys.platform, "linux")

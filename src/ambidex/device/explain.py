@@ -1,7 +1,8 @@
 """`ambidex doctor explain`: read a pasted error or log, name the cause and what to do.
 
-Needs no GPU and no torch. What the text itself tells (the GPU, the build's list, its version, the driver) is judged by the
-same rules as a machine; everything else goes by `fingerprints`. A text that holds nothing known is told so.
+Needs no GPU and no torch. What the text itself tells (the GPU, the build's list, its version, the driver) is
+judged by the same rules as a machine; everything else goes by `fingerprints`. A text that holds nothing known
+is told so.
 """
 
 from __future__ import annotations
@@ -20,15 +21,20 @@ UNKNOWN = 30  # exit code where nothing was recognised
 _ENTRY = r"(?:sm|compute)_\d{2,3}[af]?"
 _LIST = re.compile(rf"{_ENTRY}(?:['\",\s]{{1,6}}{_ENTRY})*")
 _GPU = re.compile(
-    r"(?P<name>(?:NVIDIA|Tesla|Quadro|GeForce)[^\n\"']{0,80}?) with CUDA capability (?P<arch>sm_\d{2,3})", re.IGNORECASE
+    r"(?P<name>(?:NVIDIA|Tesla|Quadro|GeForce)[^\n\"']{0,80}?) with CUDA capability (?P<arch>sm_\d{2,3})",
+    re.IGNORECASE,
 )
-_CC = re.compile(r"(?:compute|CUDA) capability:?\s+(?:is\s+)?(?P<major>\d{1,2})\.(?P<minor>\d)\b", re.IGNORECASE)
+_CC = re.compile(
+    r"(?:compute|CUDA) capability:?\s+(?:is\s+)?(?P<major>\d{1,2})\.(?P<minor>\d)\b", re.IGNORECASE
+)
 _NAMED = re.compile(
-    r"\b(?:NVIDIA )?(?:GeForce )?(?:RTX (?:PRO )?\d{4}(?: ?Ti| SUPER| Ada| Blackwell)*(?: Laptop GPU)?|GTX \d{3,4}(?: ?Ti| SUPER)*"
+    r"\b(?:NVIDIA )?(?:GeForce )?(?:RTX (?:PRO )?\d{4}(?: ?Ti| SUPER| Ada| Blackwell)*(?: Laptop GPU)?|GTX "
+    r"\d{3,4}(?: ?Ti| SUPER)*"
     r"|[AHBLTVP]\d{2,3}S?\b(?=[ -]?(?:PCIe|SXM|\d+GB))|GH200|GB10|GB200)"
 )
 _VERSION = re.compile(
-    r"(?:\btorch(?: version)?\s*[=:\s-]=?\s*v?|PyTorch(?: version)?:?\s+v?)(?P<version>\d+\.\d+(?:\.\d+)?(?:\.dev\d{8}|a0|rc\d+)?"
+    r"(?:\btorch(?: version)?\s*[=:\s-]=?\s*v?|PyTorch(?: "
+    r"version)?:?\s+v?)(?P<version>\d+\.\d+(?:\.\d+)?(?:\.dev\d{8}|a0|rc\d+)?"
     r"(?:\+[\w.]+)?)",
     re.IGNORECASE,
 )
@@ -38,7 +44,9 @@ _WINDOWS = re.compile(r"[A-Za-z]:\\|\.dll\b|\bWindows\b|\bwin_amd64\b")
 
 @dataclass(frozen=True)
 class Explained:
-    """What a text tells. ``cause`` is a fingerprint's id, ``OK`` for a false alarm, '' where nothing is known."""
+    """What a text tells. ``cause`` is a fingerprint's id, ``OK`` for a false alarm, '' where nothing is
+    known.
+    """
 
     cause: str = ""
     text: str = ""
@@ -113,7 +121,9 @@ def explain(text: str) -> Explained:
 
 
 def betrayed(archs: Sequence[Arch]) -> tuple[str, ...]:
-    """Which kind of wheel a list points to. Fingerprints, not proof: whoever builds torch may list what he likes."""
+    """Which kind of wheel a list points to. Fingerprints, not proof: whoever builds torch may list what he
+    likes.
+    """
     entries = {str(arch) for arch in archs}
     if len(entries) < 2:
         return ()
@@ -125,13 +135,19 @@ def betrayed(archs: Sequence[Arch]) -> tuple[str, ...]:
     if "sm_61" in entries:
         found.append("sm_61: a Windows wheel (no Linux wheel lists it)")
     if "compute_90" in entries:
-        found.append("compute_90: a Linux nightly of July to November 2024, or an image of NVIDIA's own (NGC)")
+        found.append(
+            "compute_90: a Linux nightly of July to November 2024, or an image of NVIDIA's own (NGC)"
+        )
     if "sm_110" in entries:
         found.append("sm_110: a Linux wheel for aarch64, CUDA 13.0 or newer")
     if "compute_120" in entries:
-        found.append("compute_120: a Linux wheel, 2.7 for CUDA 12.8, or a nightly or a CUDA 12.9/13.0 build since then")
+        found.append(
+            "compute_120: a Linux wheel, 2.7 for CUDA 12.8, or a nightly or a CUDA 12.9/13.0 build since then"
+        )
     if "sm_120" not in entries and "sm_100" not in entries and "compute_90" not in entries:
-        found.append("neither sm_100 nor sm_120: built with CUDA 12.6 or older, or for CUDA 12 without Blackwell")
+        found.append(
+            "neither sm_100 nor sm_120: built with CUDA 12.6 or older, or for CUDA 12 without Blackwell"
+        )
     return tuple(found)
 
 
@@ -187,7 +203,9 @@ def _judged(facts: _Read) -> Diagnosis | None:
         archs=facts.archs or None,
         source="scanned" if facts.archs else "unknown",
     )
-    machine = Machine(os=facts.os, machine=this_machine(), build=build, gpus=(facts.gpu,), driver=facts.driver)
+    machine = Machine(
+        os=facts.os, machine=this_machine(), build=build, gpus=(facts.gpu,), driver=facts.driver
+    )
     return rules.judge(machine)
 
 
@@ -212,8 +230,11 @@ def _by_rules(
     if runs and hits:
         return Explained(
             "extension",
-            f"torch itself has code for this GPU ({judged.gpus[0].verdict.reason}), so a library beside it is what failed",
-            fix=("`ambidex doctor`, run there, names the library; reinstall it for this GPU, or build it from source",),
+            f"torch itself has code for this GPU ({judged.gpus[0].verdict.reason}), so a library beside it "
+            f"is what failed",
+            fix=(
+                "`ambidex doctor`, run there, names the library; reinstall it for this GPU, or build it from source",
+            ),
             seen=facts.words(),
             also=also,
             betrays=betrays,
@@ -250,7 +271,8 @@ def _three_cudas(known: fingerprints.Fingerprint) -> str:
     if known.doctor not in ("DRIVER_OLD", "ARCH_NONE", "CPU_BUILD"):
         return ""
     return (
-        "the CUDA that counts is the wheel's (torch.version.cuda); nvidia-smi shows the newest that the driver speaks, and a "
+        "the CUDA that counts is the wheel's (torch.version.cuda); nvidia-smi shows the newest that the "
+        "driver speaks, and a "
         "toolkit (nvcc) or an image's CUDA changes neither"
     )
 

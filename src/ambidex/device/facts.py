@@ -84,6 +84,20 @@ def look(
     )
 
 
+def may_have_gpu(facts: Facts) -> bool:
+    """Whether a child process is worth its seconds: a build with GPU code, and a sign of a GPU."""
+    machine, build = facts.machine, facts.machine.build
+    if build.missing or build.broken:
+        return False
+    if machine.os == "macos":
+        return machine.machine in ("arm64", "aarch64")
+    if build.hip is not None:
+        return facts.seen.amd
+    if build.cuda is None:
+        return False
+    return bool(machine.gpus) or facts.seen.nvidia
+
+
 def this_os() -> str:
     return {"win32": "windows", "darwin": "macos"}.get(sys.platform, "linux")
 
