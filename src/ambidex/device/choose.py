@@ -17,7 +17,7 @@ from typing import Any
 
 from ambidex.device import hiding
 from ambidex.device import probe as probing
-from ambidex.device.doctor import Judged, judged
+from ambidex.device.doctor import judged
 from ambidex.device.facts import Facts, look, may_have_gpu, this_os
 from ambidex.device.probe import DeviceProbe, Probe
 from ambidex.errors import Problem, Problems, did_you_mean
@@ -87,13 +87,7 @@ def choose(
         return _forced(ways)
     if wanted == "auto":
         return _forced(ways) if ways.hidden else _automatic(see, run_probe, ways.notices)
-    if ways.hidden:
-        raise _refused(
-            f"--device {wanted} was asked for, but every GPU is hidden: {_and(ways.hidden)}",
-            fix="take that away, or train on the CPU with --device cpu",
-            exit_code=23,
-        )
-    return _named(wanted, see, run_probe, ways.notices)
+    return _named(wanted, origin, ways, see, run_probe)
 
 
 def forced_to_cpu(
@@ -198,8 +192,12 @@ def _forced(ways: _Ways) -> Choice:
 
 def _automatic(see: Callable[[], Facts], run_probe: Callable[[], Probe], notices: tuple[str, ...]) -> Choice:
     facts = see()
+    build = facts.machine.build
     if not may_have_gpu(facts):
-        return Choice("cpu", judged(facts).sentence, decided_by="auto", notices=notices)
+        sentence = judged(facts).sentence
+        if build.version and build.cuda is None and build.hip is None and "CPU build" not in sentence:
+            sentence = f"torch {build.version} is a CPU build. {sentence}"
+        return Choice("cpu", sentence, decided_by="auto", notices=notices)
     found = run_probe()
     working = [device for device in found.devices if device.ok]
     if working:
@@ -208,16 +206,27 @@ def _automatic(see: Callable[[], Facts], run_probe: Callable[[], Probe], notices
 
 
 def _named(
-    wanted: str, see: Callable[[], Facts], run_probe: Callable[[], Probe], notices: tuple[str, ...]
+    wanted: str, origin: str, ways: _Ways, see: Callable[[], Facts], run_probe: Callable[[], Probe]
 ) -> Choice:
     facts = see()
-    if not may_have_gpu(facts):
-        raise _as_the_doctor_says(wanted, judged(facts, device=wanted, strict=True))
-    found = run_probe()
-    working = [device for device in found.devices if device.ok and device.answers_to(wanted)]
-    if working:
-        return _taken(working[0], facts, found, wanted, notices)
-    raise _as_the_doctor_says(wanted, judged(facts, probe=found, device=wanted, strict=True))
+    found = None if ways.hidden or not may_have_gpu(facts) else run_probe()
+    for device in found.devices if found is not None else ():
+        if device.ok and device.answers_to(wanted):
+            assert found is not None
+            return _taken(device, facts, found, wanted, ways.notices)
+    verdict = judged(facts, probe=found, device=wanted, strict=True)
+    what = f"{wanted} was asked for by {_origin_words(origin)} and cannot be had"
+    if ways.hidden:
+        what += f"; every GPU is hidden: {_and(ways.hidden)}"
+    # The doctor may find nothing wrong where only code in this process hides the GPU.
+    code = verdict.exit_code or (23 if ways.hidden else 30)
+    text = verdict.text if verdict.exit_code else ""
+    fix = (
+        "take that away, or train on the CPU: --device cpu"
+        if ways.hidden
+        else "train on the CPU: --device cpu"
+    )
+    raise Problems(Problem(f"{what}\n{text}".rstrip(), fix=fix), code)
 
 
 def _taken(
@@ -233,19 +242,6 @@ def _taken(
         if device.uuid:
             extra = (f"to hide the other GPUs from every program: CUDA_VISIBLE_DEVICES={device.uuid}",)
     return Choice(device.device, reason, (), decided_by, notices + extra)
-
-
-def _as_the_doctor_says(wanted: str, verdict: Judged) -> Problems:
-    return _refused(
-        f"--device {wanted} was asked for and cannot be had: {verdict.sentence}",
-        found=verdict.text,
-        fix="follow the fix above, or train on the CPU with --device cpu",
-        exit_code=verdict.exit_code or 30,
-    )
-
-
-def _refused(what: str, *, found: str = "", fix: str, exit_code: int) -> Problems:
-    return Problems(Problem(what, found=found, fix=fix), exit_code)
 
 
 def _and(words: tuple[str, ...] | list[str]) -> str:

@@ -8,9 +8,11 @@ from pathlib import Path
 
 from ambidex.errors import Problem, Problems
 
-_EXIT_CODES = """exit codes: 0 usable as asked; 2 usage; 10 no GPU or a CPU build, the CPU works (0 without --strict);
-20 this build has no code for the GPU; 21 driver too old; 22 the container got no GPU; 23 hidden by the environment;
-24 torch missing or broken; 25 an extension library lacks this GPU; 30 undetermined"""
+_EXIT_CODES = (
+    "exit codes: 0 usable as asked; 2 usage; 10 no GPU or a CPU build, the CPU works (0 without --strict); "
+    "20 this build has no code for the GPU; 21 driver too old; 22 the container got no GPU; 23 hidden by the "
+    "environment; 24 torch missing or broken; 25 an extension library lacks this GPU; 30 undetermined"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,9 +66,9 @@ def run(arguments: argparse.Namespace) -> int:
         machine=arguments.machine,
     )
     if arguments.json:
-        print(report.json())
+        _print(report.json())
     elif arguments.report:
-        print(report.paste())
+        _print(report.paste())
     else:
         print_report(report)
     return report.exit_code
@@ -84,15 +86,21 @@ def run_variants(arguments: argparse.Namespace) -> int:
     from ambidex.device import facts, variants
 
     table = variants.table(facts.look().machine)
-    print(json.dumps(table, indent=2) if arguments.json else variants.render(table))
+    _print(json.dumps(table, indent=2) if arguments.json else variants.render(table))
     return 0
+
+
+def _print(text: str) -> None:
+    """Print, with a ? for what this terminal's encoding has not."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(text.encode(encoding, "replace").decode(encoding))
 
 
 def _explain(name: str) -> int:
     from ambidex.device.explain import explain
 
     explained = explain(_text(name))
-    print(explained)
+    _print(str(explained))
     return explained.exit_code
 
 

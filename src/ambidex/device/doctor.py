@@ -54,19 +54,18 @@ def doctor(
     """
     device = understood(device)
     supposed = any(word is not None for word in (torch, gpu, driver, python, os, machine))
-    if gpu is None:
-        found = see(python_env)
-    else:
-        found = see(python_env, look_at_gpus=lambda *_: Seen())
+    found = see(python_env) if gpu is None else see(python_env, look_at_gpus=lambda *_: Seen())
     if supposed:
+        elsewhere = any(word is not None for word in (torch, python, os, machine)) and python_env is None
+        here = _as_if_elsewhere(found.machine) if elsewhere else found.machine
         imagined = whatif.machine_from(
-            torch=torch, gpu=gpu, driver=driver, python=python, os=os, machine=machine, here=found.machine
+            torch=torch, gpu=gpu, driver=driver, python=python, os=os, machine=machine, here=_unhidden(here)
         )
-        found = replace(found, machine=imagined, notes=())
+        found = replace(found, machine=replace(imagined, cpu=found.machine.cpu), notes=())
     scan = _scanned(found) if torch is None else None
     tried = None
-    if probe and not supposed and not found.seen.hangs and device != "cpu" and may_have_gpu(found):
-        tried = run_probe(found.environment.executable if not found.environment.own else facts.sys.executable)
+    if probe and not supposed and device != "cpu" and may_have_gpu(found):
+        tried = run_probe(found.environment.program)
     return Report(
         facts=found,
         diagnosis=diagnose(found, scan=scan, probe=tried, device=device, strict=strict),
@@ -86,9 +85,7 @@ def gpu_usable(device: str = "cuda", *, probe: bool = False) -> bool:
 
 
 def judged(found: Facts, *, probe: Probe | None = None, device: str = "auto", strict: bool = False) -> Judged:
-    """The doctor's word on facts that somebody else has gathered: what `choose` says when a GPU cannot be
-    had.
-    """
+    """The doctor's word on facts gathered elsewhere: what `choose` says when a GPU is not to be had."""
     diagnosis = diagnose(found, probe=probe, device=device, strict=strict)
     cause = diagnosis.cause
     report = Report(facts=found, diagnosis=diagnosis, probe=probe, scan=None, device=device, supposed=False)
@@ -111,16 +108,14 @@ def diagnose(
         answer = rules.judge(
             one, extensions=None if scan is None else scan.extensions, probe=tried, strict=strict
         )
-        hangs = ("the GPU was not probed: its driver does not answer",) if found.seen.hangs else ()
-        return replace(answer, not_checked=(*answer.not_checked, *hangs, *(scan.notes if scan else ())))
+        answer = replace(answer, not_checked=(*answer.not_checked, *(scan.notes if scan else ())))
+        return _hanging(answer, found) if found.seen.hangs else answer
 
     if device == "cpu":
         return _on_cpu(judge(machine), machine)
-    if device == "mps":
+    if device == "mps" or (device == "auto" and _mps_ran(probe)):
         return _on_mps(judge(machine), machine, probe)
-    if device == "auto":
-        return judge(machine)
-    return _on_cuda(judge, machine, probe, device)
+    return judge(machine) if device == "auto" else _on_cuda(judge, machine, probe, device)
 
 
 def understood(device: str) -> str:
@@ -128,6 +123,16 @@ def understood(device: str) -> str:
     from ambidex.device.choose import understood as spelled
 
     return spelled(device, "flag")
+
+
+def _as_if_elsewhere(machine: Machine) -> Machine:
+    """For another computer's sake: this one's paths and its installer mean nothing there."""
+    return replace(machine, executable="python", installer="pip")
+
+
+def _unhidden(machine: Machine) -> Machine:
+    """What if does not ask what this shell's variables hide."""
+    return replace(machine, gpus=tuple(replace(gpu, visible=True) for gpu in machine.gpus))
 
 
 def _scanned(found: Facts) -> Scan | None:
@@ -154,39 +159,54 @@ def _with_probe(found: Facts, probe: Probe | None) -> tuple[Machine, list[Tried]
         seen = tuple(
             Gpu(one.name, None if machine.build.hip else one.cc, number, one.uuid)
             for number, one in enumerate(probe.devices)
+            if one.device.startswith("cuda")
         )
         machine = replace(machine, gpus=seen)
     visible = [gpu for gpu in machine.gpus if gpu.visible]
     if not probe.devices:
-        return machine, [Tried(gpu.index, False, _cause_id(probe.cause), probe.text) for gpu in visible]
+        cause, text = _told(probe.cause, probe.text)
+        return machine, [Tried(gpu.index, False, cause, text) for gpu in visible]
     pairs = _matched(visible, probe, machine)
     return machine, [
-        Tried(gpu.index, one.ok, "" if one.ok else _cause_id(one.cause), one.text) for gpu, one in pairs
+        Tried(gpu.index, one.ok, *(("", "") if one.ok else _told(one.cause, one.text))) for gpu, one in pairs
     ]
 
 
 def _matched(gpus: list[Gpu], probe: Probe, machine: Machine) -> list[tuple[Gpu, probing.DeviceProbe]]:
     """Each probed device with its GPU: by UUID, which both sides know, else in CUDA's order."""
     by_uuid = {gpu.uuid: gpu for gpu in gpus if gpu.uuid}
-    left = [gpu for gpu in hiding.in_cuda_order(gpus, machine.env)]
+    left = list(hiding.in_cuda_order(gpus, machine.env))
     pairs = []
     for one in probe.devices:
-        gpu = (
-            by_uuid.get(one.uuid)
-            or next((gpu for gpu in left if gpu.name == one.name), None)
-            or next(iter(left), None)
-        )
+        alike = [gpu for gpu in left if gpu.name == one.name]
+        gpu = by_uuid.get(one.uuid) or next(iter(alike or left), None)
         if gpu is None:
             break
-        if gpu in left:
-            left.remove(gpu)
+        left = [other for other in left if other is not gpu]
         pairs.append((gpu, one))
     return pairs
 
 
-def _cause_id(fingerprint: str) -> str:
-    known = {one.id: one.doctor for one in fingerprints.KNOWN}
-    return known.get(fingerprint, "") or "PROBE_FAILED"
+def _told(fingerprint: str, text: str) -> tuple[str, str]:
+    """The cause's id and its words. What the rules have no cause for brings its own explanation and remedy."""
+    known = next((one for one in fingerprints.KNOWN if one.id == fingerprint), None)
+    if known is None:
+        return "PROBE_FAILED", text
+    if known.doctor in ("", "PROBE_FAILED"):
+        return "PROBE_FAILED", f"{text}. {known.cause} Remedy: {known.fix}"
+    return known.doctor, text
+
+
+def _hanging(answer: Diagnosis, found: Facts) -> Diagnosis:
+    """A driver that does not answer leaves open whether there is a GPU; a CPU build does not care."""
+    if found.machine.build.cuda is None or answer.cause.id in ("TORCH_MISSING", "TORCH_BROKEN"):
+        return answer
+    what = next((note for note in found.seen.notes if "did not answer" in note), "it did not answer in time")
+    return _instead(answer, Cause("PROBE_FAILED", f"The NVIDIA driver hangs: {what}. Restart the machine."))
+
+
+def _mps_ran(probe: Probe | None) -> bool:
+    return probe is not None and any(one.device == "mps" and one.ok for one in probe.devices)
 
 
 def _on_cpu(diagnosis: Diagnosis, machine: Machine) -> Diagnosis:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from ambidex.device import fingerprints, rules
 from ambidex.device.diagnosis import Diagnosis
-from ambidex.device.facts import this_machine, this_os
+from ambidex.device.facts import this_machine
 from ambidex.device.machine import Arch, Build, Driver, Gpu, Machine
 from ambidex.errors import Problems
 
@@ -233,7 +233,8 @@ def _by_rules(
             f"torch itself has code for this GPU ({judged.gpus[0].verdict.reason}), so a library beside it "
             f"is what failed",
             fix=(
-                "`ambidex doctor`, run there, names the library; reinstall it for this GPU, or build it from source",
+                "`ambidex doctor`, run there, names the library; reinstall it for this GPU, or build it "
+                "from source",
             ),
             seen=facts.words(),
             also=also,
@@ -283,4 +284,5 @@ def _nothing(text: str, facts: _Read) -> str:
     start = "Nothing in this text is an error that is known here, and a guess would not help."
     if facts.words():
         return start
-    return f"{start} Run `ambidex doctor` where it happened, or paste the whole output with the lines above the error."
+    more = "Run `ambidex doctor` where it happened, or paste the whole output with the lines above the error."
+    return f"{start} {more}"

@@ -85,17 +85,19 @@ def look(
 
 
 def may_have_gpu(facts: Facts) -> bool:
-    """Whether a child process is worth its seconds: a build with GPU code, and a sign of a GPU."""
+    """Whether a child process is worth its seconds: a build with GPU code, and a sign of a GPU that it may
+    see.
+    """
     machine, build = facts.machine, facts.machine.build
-    if build.missing or build.broken:
+    if build.missing or build.broken or facts.seen.hangs:
         return False
     if machine.os == "macos":
-        return machine.machine in ("arm64", "aarch64")
+        return machine.machine == "aarch64"
     if build.hip is not None:
         return facts.seen.amd
     if build.cuda is None:
         return False
-    return bool(machine.gpus) or facts.seen.nvidia
+    return any(gpu.visible for gpu in machine.gpus) if machine.gpus else facts.seen.nvidia
 
 
 def this_os() -> str:

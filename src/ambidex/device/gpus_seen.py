@@ -206,7 +206,9 @@ def _mebibytes(text: str) -> int | None:
 
 
 def _first_words(text: str) -> str:
-    return " ".join(text.split())[:120]
+    """The beginning of what a program said, or that it cannot be read: rubbish must not reach a terminal."""
+    words = " ".join(text.split())[:120]
+    return words if words.isascii() and words.isprintable() else "(nothing readable)"
 
 
 def _line(path: Path) -> str:

@@ -14,6 +14,7 @@ import struct
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from ambidex.device import fatbin
 from ambidex.device.environment import Environment
 from ambidex.device.machine import Arch, Build
 
@@ -128,10 +129,23 @@ def _archs(folder: Path) -> tuple[tuple[Arch, ...] | None, str]:
         return None, f"{library} cannot be read ({error.strerror})"
     if literal:
         return _parsed(literal), ""
+    held = _by_code(library.parent)
+    if held:
+        return held, ""
     trouble = (
         "" if is_whole(library) else f"{library} is damaged: it is no library and holds no list of GPU code"
     )
     return None, trouble
+
+
+def _by_code(folder: Path) -> tuple[Arch, ...]:
+    """Where the literal is not found, the headers of the GPU code itself."""
+    for name in ("libtorch_cuda.so", "torch_cuda.dll"):
+        try:
+            return fatbin.archs_in(folder / name)
+        except (OSError, ValueError):
+            continue
+    return ()
 
 
 def literal_in(library: Path) -> str:

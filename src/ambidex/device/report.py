@@ -50,7 +50,8 @@ class Report:
 
     def answer(self, *, colour: bool = False, width: int = 0) -> str:
         """The cause, the reason and the ways out: what a user needs first."""
-        return _laid_out(self._answer(), colour, width)
+        mood = "good" if self.diagnosis.cause.id == "OK" else "bad"
+        return _laid_out(self._answer(), colour, width, mood)
 
     def text(self, *, colour: bool = False, width: int = 0) -> str:
         """The answer, and below it everything that it rests on."""
@@ -59,7 +60,7 @@ class Report:
 
     def json(self) -> str:
         """Schema 1, on one page."""
-        return json.dumps(self.data(), indent=2, ensure_ascii=False)
+        return json.dumps(self.data(), indent=2)
 
     def paste(self) -> str:
         """The text for a forum or an issue, without paths, user names and ids."""
@@ -128,7 +129,7 @@ class Report:
         yield "Why", found.cause.why
         for number, fix in enumerate(found.fixes):
             yield ("Fix" if number == 0 else "Or"), _fix(fix)
-        if found.exit_code and found.cpu_now and found.cause.id != "EXTENSION_ARCH":
+        if found.gpus and found.cpu_now and found.cause.id not in ("OK", "EXTENSION_ARCH"):
             yield ("Or" if found.fixes else "Fix"), f"train on the CPU now: {found.cpu_now}"
 
     def _heading(self) -> str:
@@ -170,7 +171,8 @@ class Report:
         else:
             yield (
                 "",
-                f"threads: torch would take {default}; OMP_NUM_THREADS={wanted} is right (`ambidex train` does it)",
+                f"threads: torch would take {default}; OMP_NUM_THREADS={wanted} is right (`ambidex train` "
+                f"does it)",
             )
         fast = cpu.has_fast_bf16(processor.isa)
         worth = "bf16 is worth it" if fast else "bf16 is not worth it here, fp32 is as fast"
@@ -180,7 +182,7 @@ class Report:
 
     def _limits(self) -> Iterator[tuple[str, str]]:
         for note in self.facts.notes:
-            yield "Note", note[:1].upper() + note[1:]
+            yield "Note", note
         yield "Table", f"as of {self.diagnosis.table_date}"
         yield "Not checked", "; ".join(self.diagnosis.not_checked)
 
@@ -191,7 +193,10 @@ def print_report(report: Report, stream: TextIO | None = None) -> None:
     terminal = stream.isatty()
     colour = terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     width = shutil.get_terminal_size((110, 24)).columns if terminal else 110
-    print(report.text(colour=colour, width=max(60, min(width, 120))), file=stream)
+    text = report.text(colour=colour, width=max(60, min(width, 120)))
+    # A path or a GPU's name may hold what this terminal's encoding has not.
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    print(text.encode(encoding, "replace").decode(encoding), file=stream)
 
 
 def anonymous(text: str, private: Iterable[str] = ()) -> str:
@@ -226,14 +231,14 @@ def _private(facts: Facts) -> Iterator[str]:
         yield facts.machine.build.path
 
 
-def _laid_out(rows: Iterable[tuple[str, str]], colour: bool, width: int) -> str:
+def _laid_out(rows: Iterable[tuple[str, str]], colour: bool, width: int, mood: str = "label") -> str:
     """Labels in a column of their own, prose wrapped beside it, commands never broken."""
-    lines = []
+    lines: list[str] = []
     for label, text in rows:
         if not text:
             continue
         shown = label.ljust(_LABEL) if len(label) < _LABEL else label + "  "
-        first = _coloured(shown, label, colour)
+        first = f"{_COLOURS['label' if lines else mood]}{shown}{_COLOURS['end']}" if colour else shown
         indent = " " * _LABEL
         for number, line in enumerate(_wrapped(text, (width or 110) - _LABEL)):
             lines.append((first if number == 0 else indent) + line)
@@ -248,19 +253,6 @@ def _wrapped(text: str, width: int) -> list[str]:
         else:
             lines += textwrap.wrap(paragraph, width, break_long_words=False, break_on_hyphens=False) or [""]
     return lines
-
-
-def _coloured(shown: str, label: str, colour: bool) -> str:
-    if not colour:
-        return shown
-    kind = (
-        "good"
-        if label == "OK"
-        else "bad"
-        if label.startswith(("GPU", "Torch")) and label != "Torch "
-        else "label"
-    )
-    return f"{_COLOURS['label' if kind == 'bad' else kind]}{shown}{_COLOURS['end']}"
 
 
 def _fix(fix: Fix) -> str:
@@ -280,7 +272,7 @@ def _torch(build: Build, python: str) -> str:
     else:
         code = "a CPU build"
     where = f"in {build.path}" if build.path else ""
-    parts = [f"torch {build.version}" if build.version else "torch of unknown version"]
+    parts = [build.version or "version not known"]
     parts += [f"CUDA {build.cuda}" if build.cuda else "", code, f"Python {build.python or python}", where]
     return ", ".join(part for part in parts if part)
 
