@@ -100,7 +100,7 @@ def diagnose(
     device: str = "auto",
     strict: bool = False,
 ) -> Diagnosis:
-    """Facts judged by the rules, with what the probe and the extension scan add, for the device asked about."""
+    """Facts judged by the rules, with what probe and extension scan add, for the device asked about."""
     machine, tried = _with_probe(found, probe)
     strict = strict or device not in ("auto", "cpu")
 
@@ -188,7 +188,7 @@ def _matched(gpus: list[Gpu], probe: Probe, machine: Machine) -> list[tuple[Gpu,
 
 
 def _told(fingerprint: str, text: str) -> tuple[str, str]:
-    """The cause's id and its words. What the rules have no cause for brings its own explanation and remedy."""
+    """The cause's id and its words; what the rules have no cause for brings its own remedy."""
     known = next((one for one in fingerprints.KNOWN if one.id == fingerprint), None)
     if known is None:
         return "PROBE_FAILED", text

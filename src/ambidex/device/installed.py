@@ -21,6 +21,10 @@ from ambidex.device.machine import Arch, Build
 _ENTRY = rb"(?:sm|compute)_[1-9]\d{1,2}[af]?"
 _LITERAL = re.compile(rb"(?<![\w ])" + _ENTRY + rb"(?: " + _ENTRY + rb")*(?=\0)")
 _LIBRARIES = ("libtorch_python.so", "torch_python.dll", "libtorch_python.dylib")
+# Lines of RECORD: the files without which `import torch` cannot work.
+_NEEDED = re.compile(
+    r"^(torch/(?:lib/[^/,\n]+\.(?:so|dll|dylib)\b[^/,\n]*|_C\.[^/,\n]*|__init__\.py)),", re.M
+)
 _KNOWN_KINDS = (b"\x7fELF", b"MZ", b"\xcf\xfa\xed\xfe", b"\xca\xfe\xba\xbe", b"\xca\xfe\xba\xbf")
 # Where a torch that came from conda keeps them, seen from its site-packages folder.
 _CONDA_FOLDERS = ("../..", "../../../Library/bin", "../../Library/bin")
@@ -218,12 +222,7 @@ def _recorded(folder: Path) -> Sequence[str]:
             text = (info / "RECORD").read_text("utf-8", "replace")
         except (OSError, ValueError):
             continue
-        lines = (line.split(",", 1)[0] for line in text.splitlines())
-        return [
-            name
-            for name in lines
-            if re.match(r"torch/(?:lib/[^/]+\.(?:so|dll|dylib)\b|_C\.|__init__\.py)", name)
-        ]
+        return _NEEDED.findall(text)
     return ()
 
 
