@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -130,10 +132,10 @@ def test_a_library_of_fifty_megabytes_is_read_in_under_a_second(install: Install
 
 @pytest.mark.wheels
 def test_the_list_read_from_a_real_wheel_is_the_one_that_torch_reports() -> None:
-    import os
-    import subprocess
-
-    for folder in filter(None, os.environ.get("AMBIDEX_WHEELS", "").split(os.pathsep)):
+    folders = os.environ.get("AMBIDEX_WHEELS", "")
+    if not folders:
+        pytest.skip("AMBIDEX_WHEELS names no environment with a real torch")
+    for folder in folders.split(os.pathsep):
         where = environment.at(folder)
         program = "import torch; f = getattr(torch._C, '_cuda_getArchFlags', None); print(f() if f else '')"
         told = subprocess.run([where.program, "-c", program], capture_output=True, text=True, check=True)

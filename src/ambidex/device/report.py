@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import sys
-import textwrap
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +17,11 @@ from ambidex.device.covers import listed, sm
 from ambidex.device.diagnosis import Cause, Diagnosis, Fix, GpuVerdict
 from ambidex.device.extensions import Scan
 from ambidex.device.facts import Facts
+from ambidex.device.layout import laid_out
 from ambidex.device.machine import Build, Machine
 from ambidex.device.probe import Probe
 
 SCHEMA = 1
-_LABEL = 7  # columns before the text
-_COLOURS = {"good": "\033[32m", "bad": "\033[31m", "label": "\033[1m", "end": "\033[0m"}
 
 
 @dataclass(frozen=True)
@@ -51,12 +49,12 @@ class Report:
     def answer(self, *, colour: bool = False, width: int = 0) -> str:
         """The cause, the reason and the ways out: what a user needs first."""
         mood = "good" if self.diagnosis.cause.id == "OK" else "bad"
-        return _laid_out(self._answer(), colour, width, mood)
+        return laid_out(self._answer(), colour, width, mood)
 
     def text(self, *, colour: bool = False, width: int = 0) -> str:
         """The answer, and below it everything that it rests on."""
         below = [*self._evidence(), *(() if self.supposed else self._processor()), *self._limits()]
-        return f"{self.answer(colour=colour, width=width)}\n\n{_laid_out(below, colour, width)}"
+        return f"{self.answer(colour=colour, width=width)}\n\n{laid_out(below, colour, width)}"
 
     def json(self) -> str:
         """Schema 1, on one page."""
@@ -229,30 +227,6 @@ def _private(facts: Facts) -> Iterator[str]:
     yield from (str(place) for place in facts.environment.places if place.is_absolute())
     if facts.machine.build.path:
         yield facts.machine.build.path
-
-
-def _laid_out(rows: Iterable[tuple[str, str]], colour: bool, width: int, mood: str = "label") -> str:
-    """Labels in a column of their own, prose wrapped beside it, commands never broken."""
-    lines: list[str] = []
-    for label, text in rows:
-        if not text:
-            continue
-        shown = label.ljust(_LABEL) if len(label) < _LABEL else label + "  "
-        first = f"{_COLOURS['label' if lines else mood]}{shown}{_COLOURS['end']}" if colour else shown
-        indent = " " * _LABEL
-        for number, line in enumerate(_wrapped(text, (width or 110) - _LABEL)):
-            lines.append((first if number == 0 else indent) + line)
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def _wrapped(text: str, width: int) -> list[str]:
-    lines: list[str] = []
-    for paragraph in text.split("\n"):
-        if paragraph.startswith("$ "):
-            lines.append(paragraph.removeprefix("$ "))
-        else:
-            lines += textwrap.wrap(paragraph, width, break_long_words=False, break_on_hyphens=False) or [""]
-    return lines
 
 
 def _fix(fix: Fix) -> str:
