@@ -23,7 +23,9 @@ def archs(text: str) -> tuple[Arch, ...]:
     return tuple(Arch.parse(entry) for entry in text.split())
 
 
-def a_build(version: str = "2.5.1+cu121", cuda: str | None = "12.1", listed: str = A_LIST, **more: object) -> Build:
+def a_build(
+    version: str = "2.5.1+cu121", cuda: str | None = "12.1", listed: str = A_LIST, **more: object
+) -> Build:
     return Build(
         version=version,
         cuda=cuda,
@@ -62,7 +64,9 @@ def probed(*devices: DeviceProbe, **more: object) -> Probe:
 
 
 def elf(text: bytes = b"", *, padding: int = 4096) -> bytes:
-    """A 64-bit ELF file that is whole: a header, ``text`` between NULs, and an empty section table at its end."""
+    """A 64-bit ELF file that is whole: a header, ``text`` between NULs, and an empty section table at its
+    end.
+    """
     body = b"\0" * padding + b"\0" + text + b"\0"
     sections = 64 + len(body)
     head = b"\x7fELF\x02\x01\x01" + b"\0" * 9 + struct.pack("<HHI", 3, 62, 1)

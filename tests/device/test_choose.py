@@ -64,7 +64,9 @@ def dies(gpu: Gpu, number: int, cause: str = "no_kernel_image") -> DeviceProbe:
 
 def a_torch(answer: object) -> dict[str, ModuleType]:
     """sys.modules after a program set ``torch.cuda.is_available``."""
-    cuda = SimpleNamespace(__file__="/site-packages/torch/cuda/__init__.py", is_available=answer, _initialized=False)
+    cuda = SimpleNamespace(
+        __file__="/site-packages/torch/cuda/__init__.py", is_available=answer, _initialized=False
+    )
     return {"torch": SimpleNamespace(cuda=cuda), "torch.cuda": cuda}  # type: ignore[dict-item]
 
 
@@ -151,7 +153,9 @@ def test_way_2_is_seen_in_a_real_torch_and_only_there() -> None:
         "print(forced_to_cpu({}))\n"
     )
     pytest.importorskip("torch")
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
     assert "overridden in code" in ran.stdout, ran.stderr
 
 

@@ -20,7 +20,21 @@ def entry(text: str, code: bytes = b"\x7fELF" + b"\0" * 60) -> bytes:
     """One entry of a fat binary, with the layout that nvcc was seen to write."""
     arch = Arch.parse(text)
     flags = 0x2011 | (0x100000 if arch.suffix == "a" else 0)
-    head = struct.pack("<HHIQIIHHIIIQ", 2 if arch.kind == "sm" else 1, 0x101, 72, len(code), 0, 0, 7, 1, arch.major * 10 + arch.minor, 0, 0, flags)
+    head = struct.pack(
+        "<HHIQIIHHIIIQ",
+        2 if arch.kind == "sm" else 1,
+        0x101,
+        72,
+        len(code),
+        0,
+        0,
+        7,
+        1,
+        arch.major * 10 + arch.minor,
+        0,
+        0,
+        flags,
+    )
     return head.ljust(72, b"\0") + code
 
 
@@ -35,7 +49,9 @@ def library(*containers: bytes, section: bytes = b".nv_fatbin", before: bytes = 
     names = b"\0" + section + b"\0.shstrtab\0"
     start = 64 + len(before)
     table = start + len(code) + len(names)
-    head = b"\x7fELF\x02\x01\x01" + b"\0" * 9 + struct.pack("<HHI", 3, 62, 1) + struct.pack("<QQQ", 0, 0, table)
+    head = (
+        b"\x7fELF\x02\x01\x01" + b"\0" * 9 + struct.pack("<HHI", 3, 62, 1) + struct.pack("<QQQ", 0, 0, table)
+    )
     head += struct.pack("<IHHHHHH", 0, 64, 56, 0, 64, 3, 2)
     rows = b"\0" * 64
     rows += struct.pack("<IIQQQQIIQQ", 1, 1, 0, 0, start, len(code), 0, 0, 1, 0)
@@ -62,7 +78,9 @@ def write(path: Path, content: bytes) -> Path:
     return path
 
 
-@pytest.mark.parametrize("listed", ["sm_80", "sm_50 sm_86 sm_90a", "compute_90", "sm_75 sm_90 sm_120 compute_120"])
+@pytest.mark.parametrize(
+    "listed", ["sm_80", "sm_50 sm_86 sm_90a", "compute_90", "sm_75 sm_90 sm_120 compute_120"]
+)
 def test_every_entry_of_every_container_is_found(tmp_path: Path, listed: str) -> None:
     words = listed.split()
     content = library(*(container(word) for word in words), container(*words))
@@ -151,8 +169,8 @@ def test_a_scan_that_takes_too_long_says_how_far_it_came(site: Path) -> None:
 
 
 def test_a_library_of_the_wrong_bytes_is_no_extension(site: Path) -> None:
-    for number, content in enumerate((b"", b"MZ", b"\x7fELF", b"\x7fELF" + b"\xff" * 6000, b"MZ" + b"\xff" * 6000)):
+    for number, content in enumerate(
+        (b"", b"MZ", b"\x7fELF", b"\x7fELF" + b"\xff" * 6000, b"MZ" + b"\xff" * 6000)
+    ):
         put(site, f"p{number}/x.so", content)
     assert extensions.scan([site]).extensions == ()
-
-

@@ -1,4 +1,6 @@
-"""GPUs and driver are found by whoever answers, and nothing that a driver does ends in a traceback or a long wait."""
+"""GPUs and driver are found by whoever answers, and nothing that a driver does ends in a traceback or a long
+wait.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ def look(tmp_path: Path, program: str | None, seconds: float = 3.0) -> gpus_seen
 
 
 def test_nvidia_smi_tells_gpu_driver_and_cuda(tmp_path: Path, smi: Callable[[str], str]) -> None:
-    program = smi(f'case "$*" in *query*) echo "{ROW}";; *) echo "| Driver Version: 576.02 CUDA Version: 12.9 |";; esac')
+    program = smi(
+        f'case "$*" in *query*) echo "{ROW}";; *) echo "| Driver Version: 576.02 CUDA Version: 12.9 |";; esac'
+    )
     seen = look(tmp_path, program)
     assert seen.gpus == (
         Gpu("NVIDIA GeForce RTX 5060", (12, 0), 0, "GPU-11111111-2222-3333-4444-555555555555", 8188 << 20),
@@ -50,7 +54,9 @@ def test_nvidia_smi_tells_gpu_driver_and_cuda(tmp_path: Path, smi: Callable[[str
     assert seen.nvidia
 
 
-def test_an_old_driver_that_rejects_compute_cap_is_asked_again(tmp_path: Path, smi: Callable[[str], str]) -> None:
+def test_an_old_driver_that_rejects_compute_cap_is_asked_again(
+    tmp_path: Path, smi: Callable[[str], str]
+) -> None:
     program = smi(
         'case "$*" in *compute_cap*) echo "Field \\"compute_cap\\" is not a valid field to query."; exit 2;; '
         '*query*) echo "0, GPU-1111111111, Tesla V100-SXM2-16GB, 450.80.02, 16160 MiB";; esac'
@@ -105,7 +111,11 @@ def test_good_rows_are_kept_among_bad_ones() -> None:
 
 
 @settings(deadline=None)
-@given(st.one_of(st.text(), st.text(alphabet='0123456789,. "\n\rGPU-[N/A]MiB'), st.text().map(lambda tail: ROW + tail)))
+@given(
+    st.one_of(
+        st.text(), st.text(alphabet='0123456789,. "\n\rGPU-[N/A]MiB'), st.text().map(lambda tail: ROW + tail)
+    )
+)
 def test_no_text_breaks_the_row_parser(text: str) -> None:
     found, _ = gpus_seen.parse_csv(text, FIELDS)
     assert all(gpu.name for gpu in found)
@@ -115,13 +125,21 @@ def test_no_text_breaks_the_row_parser(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "version"),
     [
-        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.129.03  Thu Oct 19 18:56:32 UTC 2023\n", "535.129.03"),
-        ("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  570.124.06  Release Build\nGCC 12.3.0", "570.124.06"),
+        (
+            "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.129.03  Thu Oct 19 18:56:32 UTC 2023\n",
+            "535.129.03",
+        ),
+        (
+            "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  570.124.06  Release Build\nGCC 12.3.0",
+            "570.124.06",
+        ),
         ("rubbish 1.2.3", None),
         ("", None),
     ],
 )
-def test_the_kernel_tells_the_driver_where_nothing_else_does(tmp_path: Path, text: str, version: str | None) -> None:
+def test_the_kernel_tells_the_driver_where_nothing_else_does(
+    tmp_path: Path, text: str, version: str | None
+) -> None:
     (tmp_path / "proc/driver/nvidia").mkdir(parents=True)
     (tmp_path / "proc/driver/nvidia/version").write_text(text)
     assert gpus_seen.driver_by_kernel(tmp_path) == version

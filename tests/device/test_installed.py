@@ -113,7 +113,11 @@ def test_a_cuda_that_the_version_file_does_not_name_is_read_from_the_tag(install
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None)
-@given(rubbish=st.one_of(st.binary(max_size=300), st.text(max_size=200).map(lambda text: text.encode("utf-8", "replace"))))
+@given(
+    rubbish=st.one_of(
+        st.binary(max_size=300), st.text(max_size=200).map(lambda text: text.encode("utf-8", "replace"))
+    )
+)
 def test_a_version_file_of_rubbish_never_raises(install: Install, tmp_path: Path, rubbish: bytes) -> None:
     folder = tmp_path / "env"
     if not folder.exists():

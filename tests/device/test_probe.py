@@ -29,9 +29,11 @@ def child(tmp_path: Path) -> Child:
             "def say(event, **what):\n"
             "    print('ambidex-probe ' + json.dumps({**what, 'event': event}), flush=True)\n"
             "def gpu(n): say('device', device=f'cuda:{n}', name=f'GPU {n}', cc=[8, n], uuid=f'GPU-{n}')\n"
-            "def works(n): gpu(n); say('op', device=f'cuda:{n}', op='add'); say('ok', device=f'cuda:{n}', seconds=0.1)\n"
+            "def works(n): gpu(n); say('op', device=f'cuda:{n}', op='add'); say('ok', device=f'cuda:{n}', "
+            "seconds=0.1)\n"
             "def fails(n, text, kind='RuntimeError'):\n"
-            "    gpu(n); say('op', op='add'); say('failed', device=f'cuda:{n}', op='add', kind=kind, message=text)\n" + lines
+            "    gpu(n); say('op', op='add'); say('failed', device=f'cuda:{n}', op='add', kind=kind, message=text)\n"
+            + lines
         )
         return path
 
@@ -67,7 +69,10 @@ def test_what_a_kernel_says_becomes_a_cause(child: Child, message: str, cause: s
     ("message", "cause"),
     [
         ("The NVIDIA driver on your system is too old (found version 12080).", "driver_old"),
-        ("Unexpected error from cudaGetDeviceCount(). Error 804: forward compatibility was attempted", "forward_compat"),
+        (
+            "Unexpected error from cudaGetDeviceCount(). Error 804: forward compatibility was attempted",
+            "forward_compat",
+        ),
         ("Error 803: system has unsupported display driver / cuda driver combination", "driver_mismatch"),
         ("CUDA unknown error - this may be due to an incorrectly set up environment", "unknown_999"),
         ("Torch not compiled with CUDA enabled", "not_compiled"),
@@ -88,7 +93,9 @@ def test_a_torch_that_cannot_be_imported_is_said(child: Child) -> None:
 
 
 def test_a_wrong_result_is_not_taken_for_a_working_gpu(child: Child) -> None:
-    found = probe.run(child=child(HEAD + "say('count', count=1); fails(0, 'the kernel gave a wrong sum', 'WrongResult')"))
+    found = probe.run(
+        child=child(HEAD + "say('count', count=1); fails(0, 'the kernel gave a wrong sum', 'WrongResult')")
+    )
     assert found.devices[0].cause == "wrong_result"
 
 
@@ -107,7 +114,9 @@ def test_a_crash_on_one_gpu_leaves_the_next_one_to_a_fresh_child(child: Child) -
 
 def test_a_hanging_kernel_ends_at_the_limit(child: Child) -> None:
     began = time.monotonic()
-    found = probe.run(child=child(HEAD + "say('count', count=2); gpu(0); say('op', op='add'); time.sleep(60)"), seconds=0.8)
+    found = probe.run(
+        child=child(HEAD + "say('count', count=2); gpu(0); say('op', op='add'); time.sleep(60)"), seconds=0.8
+    )
     assert time.monotonic() - began < 6
     assert found.devices[0].cause == "timeout"
 
@@ -141,10 +150,16 @@ def test_a_python_that_cannot_be_started_is_said() -> None:
 
 
 def test_the_child_is_not_led_astray_by_the_files_beside_it(tmp_path: Path) -> None:
-    """`python device/kernels.py` would put device/ first on the path; `torch` must be found elsewhere all the same."""
+    """`python device/kernels.py` would put device/ first on the path; `torch` must be found elsewhere all the
+    same.
+    """
     (tmp_path / "torch.py").write_text("__version__ = '0'\nraise ImportError('a torch that is a stub')\n")
     ran = subprocess.run(
-        [sys.executable, kernels.__file__, "0"], capture_output=True, text=True, env={"PYTHONPATH": str(tmp_path)}, check=True
+        [sys.executable, kernels.__file__, "0"],
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": str(tmp_path)},
+        check=True,
     )
     assert "a torch that is a stub" in ran.stdout
 

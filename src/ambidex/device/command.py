@@ -105,8 +105,8 @@ def _explain(name: str) -> int:
 
 
 def _text(name: str) -> str:
-    """At most the last 4 MB, where the error of a long log stands."""
-    limit = 4 << 20
+    """At most the last 2 MB, where the error of a long log stands."""
+    limit = 2 << 20
     if name == "-":
         if sys.stdin.isatty():
             print("paste the error, then end with Ctrl-D (Ctrl-Z and Enter on Windows):", file=sys.stderr)

@@ -258,7 +258,7 @@ def _by_rules(
         )
     text, why = judged.cause.text, judged.cause.why
     if facts.version is None:  # the CUDA it was built with is not known either
-        text = text.replace(f"torch {_UNNAMED}", "this torch")
+        text = text.replace(f". torch {_UNNAMED}", ". This torch")
         why = why.split("; ", 1)[-1]
     return Explained(
         ids[0] if ids else judged.cause.id, text, why, _commands(judged), facts.words(), also, betrays
