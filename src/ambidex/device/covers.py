@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from ambidex.device import builds
 from ambidex.device.diagnosis import Kind, Verdict
 from ambidex.device.machine import Arch, Build, Driver, Gpu
-from ambidex.device.version import TorchVersion, at_least, dotted, numbers, pair
+from ambidex.device.version import TorchVersion, at_least, cuda_of_tag, dotted, numbers, pair
 
 Capability = tuple[int, int]
 
@@ -99,8 +99,13 @@ def _best(build: Build, entries: tuple[Arch, ...], cc: Capability, driver_cuda: 
     running = [(kind, entry) for kind, entry in judged if kind != "none"]
     if not running:
         return Verdict("none", "", _why_none(entries, cc, driver_cuda, build_cuda))
-    kind, entry = min(running, key=lambda found: (_ORDER.index(found[0]), -found[1].major, -found[1].minor))
+    kind, entry = min(running, key=lambda found: _nearness(*found))
     return Verdict(kind, str(entry), _why_runs(kind, entry, cc))
+
+
+def _nearness(kind: Kind, entry: Arch) -> tuple[int, int, int, str]:
+    """Native before same-major before compiled, then the newest entry, then the plain one."""
+    return _ORDER.index(kind), -entry.major, -entry.minor, entry.suffix
 
 
 def _why_runs(kind: Kind, entry: Arch, cc: Capability) -> str:
@@ -108,7 +113,7 @@ def _why_runs(kind: Kind, entry: Arch, cc: Capability) -> str:
         return f"{entry} is code for this very GPU"
     if kind == "jit":
         return f"the driver compiles {entry} for {sm(cc)} when it is first used: that start is slow"
-    return f"{sm(cc)} runs {entry} code: the same major version, and a minor version at or above it"
+    return f"it runs {entry} code, which is of its own major version"
 
 
 def _why_none(
@@ -131,6 +136,11 @@ def _why_none(
     return f"nothing that it has runs on {sm(cc)}"
 
 
+def is_integrated(cc: Capability | None) -> bool:
+    """Whether this is the GPU of a Jetson."""
+    return cc is not None and (cc in _INTEGRATED or _silicon(cc) == (11, 0))
+
+
 def is_cpu(build: Build, os: str, machine: str) -> bool:
     """Whether this torch has no GPU code at all, by its own word or, untagged, by what PyPI serves here."""
     if build.cuda or build.hip or build.archs or not build.version:
@@ -146,6 +156,11 @@ def known_archs(build: Build, os: str, machine: str) -> tuple[Arch, ...] | None:
     """The build's own list, else the table's for its version here, else None."""
     if build.archs is not None or not build.version:
         return build.archs
+    asked = TorchVersion.parse(build.version)
+    untagged = asked is not None and not asked.local
+    served = builds.pypi_tag(build.version, os, machine) or ""
+    if untagged and build.cuda and cuda_of_tag(served) != build.cuda:
+        return None  # no wheel of PyPI's, such as conda's own: the table speaks of wheels
     return builds.archs(build.version, os, machine)
 
 

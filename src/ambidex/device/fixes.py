@@ -11,12 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import cache
 
 from ambidex.device import builds, commands
 from ambidex.device.builds import Release
-from ambidex.device.covers import driver_allows, floor, sm, verdict
+from ambidex.device.covers import driver_allows, floor, is_integrated, verdict
 from ambidex.device.diagnosis import Fix
 from ambidex.device.machine import Build, Gpu, Machine
+from ambidex.device.naming import capabilities, numbered
 from ambidex.device.version import numbers
 
 _TIERS = {"stable": 0, "ended": 1, "unsupported": 2}
@@ -26,8 +28,8 @@ def fixes(machine: Machine) -> tuple[Fix, ...]:
     """Ways to a torch that runs on all of the machine's visible GPUs, best first.
 
     Where no build covers all of them, the GPU that works is to be shown alone, and a build is offered that
-    covers the most, the newest GPU among them. Empty where no build of the table has code for any. A GPU whose
-    capability is unknown is left out of account.
+    covers the most, the newest GPU among them. Empty where no build of the table has code for any. A GPU
+    whose capability is unknown is left out of account.
     """
     wanted = [gpu for gpu in _asked(machine) if gpu.cc is not None]
     if not wanted:
@@ -68,7 +70,7 @@ def update_driver(machine: Machine, needed: str) -> str:
         return f"Update the NVIDIA driver in Windows, not inside WSL, to {needed} or newer"
     if machine.container.kind:
         return f"Update the NVIDIA driver on the host to {needed} or newer"
-    if any(gpu.name.lower().find("jetson") >= 0 for gpu in machine.gpus):
+    if any(is_integrated(gpu.cc) for gpu in machine.gpus):
         return f"Update JetPack to one whose driver is {needed} or newer"
     return f"Update the NVIDIA driver to {needed} or newer"
 
@@ -93,7 +95,7 @@ def _most(machine: Machine, wanted: Sequence[Gpu]) -> list[Gpu]:
     """The GPUs that one build can serve together: as many as can be, and then the newest."""
     best: list[Gpu] = []
     for release in builds.releases(machine.os, machine.machine):
-        served = [gpu for gpu in wanted if _has_code(release, gpu, machine)]
+        served = [gpu for gpu in wanted if _has_code(release, gpu)]
         if _worth(served) > _worth(best):
             best = served
     return best
@@ -103,17 +105,21 @@ def _worth(gpus: Sequence[Gpu]) -> tuple[int, list[tuple[int, int]]]:
     return len(gpus), sorted((gpu.cc or (0, 0) for gpu in gpus), reverse=True)
 
 
-def _has_code(release: Release, gpu: Gpu, machine: Machine) -> bool:
+def _has_code(release: Release, gpu: Gpu) -> bool:
     """Machine code, that is: PTX alone would start slowly, and somewhere a build has the code."""
-    found = verdict(release.build(), gpu, None, machine.python, machine.os, machine.machine)
-    return found.kind in ("native", "same-major")
+    return _runs_natively(release, gpu.cc)
+
+
+@cache
+def _runs_natively(release: Release, cc: tuple[int, int] | None) -> bool:
+    return verdict(release.build(), Gpu("", cc)).kind in ("native", "same-major")
 
 
 def _ways(machine: Machine, gpus: Sequence[Gpu]) -> list[Fix]:
     fitting = [
         release
         for release in builds.releases(machine.os, machine.machine)
-        if all(_has_code(release, gpu, machine) for gpu in gpus)
+        if all(_has_code(release, gpu) for gpu in gpus)
     ]
     here = [release for release in fitting if release.allows(machine.python)]
     if not here:
@@ -162,7 +168,7 @@ def _now(machine: Machine, release: Release, gpus: Sequence[Gpu]) -> Fix:
     unknown_driver = machine.driver.version is None and machine.driver.cuda is None
     needed = driver_floor(machine, release.build(), gpus)
     until = f" It needs driver {needed} or newer." if unknown_driver and needed else ""
-    why = f"torch {release.version} has code for {_named(gpus)}{_on_this(machine, release)}.{until}"
+    why = f"torch {release.version} has code for {capabilities(gpus)}{_on_this(machine, release)}.{until}"
     return _fix(machine, release, {}, why)
 
 
@@ -182,7 +188,7 @@ def _on_this(machine: Machine, release: Release) -> str:
 def _driver_first(machine: Machine, release: Release, gpus: Sequence[Gpu]) -> Fix:
     needed = driver_floor(machine, release.build(), gpus) or ""
     why = (
-        f"{update_driver(machine, needed)} first: no build with code for {_named(gpus)} runs on "
+        f"{update_driver(machine, needed)} first: no build with code for {capabilities(gpus)} runs on "
         f"{present(machine)}. Then install torch {release.version}."
     )
     return _fix(machine, release, {"driver": needed}, why)
@@ -218,8 +224,8 @@ def _with_another_python(machine: Machine, fitting: Sequence[Release], gpus: Seq
     # The newest that the build allows: a Python that is near an end is soon out of the next table.
     requires = {"python": last}
     why = (
-        f"No build with code for {_named(gpus)} has wheels for Python {machine.python}; torch {release.version} "
-        f"has them for Python {first} to {last}."
+        f"No build with code for {capabilities(gpus)} has wheels for Python {machine.python}; "
+        f"torch {release.version} has them for Python {first} to {last}."
     )
     if not running:
         needed = driver_floor(machine, release.build(), gpus) or ""
@@ -235,12 +241,8 @@ def present(machine: Machine) -> str:
     return "the present driver"
 
 
-def _named(gpus: Sequence[Gpu]) -> str:
-    return " and ".join(dict.fromkeys(sm(gpu.cc) for gpu in gpus if gpu.cc))
-
-
 def _show_only(machine: Machine, working: Sequence[Gpu], rest: Sequence[Gpu]) -> Fix:
-    names, others = _numbered(working), _numbered(rest)
+    names, others = numbered(working), numbered(rest)
     why = f"{names} works with this torch, and no build serves {others} as well: show torch that one alone."
     return Fix((commands.show_only(working, machine.os),), why=why, build=machine.build)
 
@@ -249,9 +251,5 @@ def _naming(fix: Fix, covered: Sequence[Gpu], left: Sequence[Gpu]) -> Fix:
     """Says which GPU is served where not all can be, and shows torch that one alone."""
     if not left or not fix.installs:
         return fix
-    why = f"{fix.why} It serves {_numbered(covered)}; no build serves {_numbered(left)} as well."
+    why = f"{fix.why} It serves {numbered(covered)}; no build serves {numbered(left)} as well."
     return replace(fix, why=why)
-
-
-def _numbered(gpus: Sequence[Gpu]) -> str:
-    return " and ".join(f"GPU {gpu.index} {gpu.name}" for gpu in gpus)

@@ -47,8 +47,8 @@ _NOISE = frozenset(
     }
 )
 _SIZE = re.compile(r"\d+(g|gb|gib)|hbm\d?\w?|gddr\d\w?|ddr\d")
-# Words that people leave out, which is well where no other GPU bears the number. "Ti", "SUPER" and "D" are not
-# among them: they name other GPUs.
+# Words that people leave out, which is well where no other GPU bears the number. "Ti", "SUPER" and "D" are
+# not among them: they name other GPUs.
 _FAMILY = frozenset(
     {"rtx", "gtx", "gt", "quadro", "titan", "jetson", "agx", "dgx", "pro", "x"}
     | {"blackwell", "ada", "pascal", "maxwell"}
@@ -112,13 +112,26 @@ def _by_capability(cc: tuple[int, int], text: str) -> Known:
 
 def _by_name(text: str) -> Known:
     asked = _words(text)
+    without = tuple(word for word in asked if word != "quadro")  # NVIDIA gave the word up, people did not
+    return _match(asked) or _match(without) or _missed(text, asked)
+
+
+def _match(asked: tuple[str, ...]) -> Known | None:
     exact = [gpu for gpu in known() if asked and _same(asked, _words(gpu.name))]
     if exact:
         return exact[0]
-    shortened = [gpu for gpu in known() if asked and _is_shortened(asked, _words(gpu.name))]
-    if shortened and len({gpu.cc for gpu in shortened}) == 1:
-        return min(shortened, key=lambda gpu: len(gpu.name))
-    raise Problems(_miss(text, shortened))
+    several = _shortened(asked)
+    if several and len({gpu.cc for gpu in several}) == 1:
+        return min(several, key=lambda gpu: len(gpu.name))
+    return None
+
+
+def _missed(text: str, asked: tuple[str, ...]) -> Known:
+    raise Problems(_miss(text, _shortened(asked)))
+
+
+def _shortened(asked: tuple[str, ...]) -> list[Known]:
+    return [gpu for gpu in known() if asked and _is_shortened(asked, _words(gpu.name))]
 
 
 def _miss(text: str, several: list[Known]) -> Problem:
@@ -140,12 +153,12 @@ def _near(text: str) -> list[str]:
     return [by_words[words] for words in near]
 
 
-def _same(asked: list[str], full: list[str]) -> bool:
+def _same(asked: tuple[str, ...], full: tuple[str, ...]) -> bool:
     """Whether both are the same words in any order, or run together ("GB 10")."""
     return sorted(asked) == sorted(full) or "".join(asked) == "".join(full)
 
 
-def _is_shortened(asked: list[str], full: list[str]) -> bool:
+def _is_shortened(asked: tuple[str, ...], full: tuple[str, ...]) -> bool:
     """Whether `asked` is `full` with family words left out, and at least the model left in."""
     rest = list(full)
     for word in asked:
@@ -155,15 +168,16 @@ def _is_shortened(asked: list[str], full: list[str]) -> bool:
     return set(rest) <= _FAMILY and not set(asked) <= _FAMILY - {"titan"}
 
 
-def _words(name: str) -> list[str]:
-    """``"NVIDIA GeForce RTX5060Ti Laptop GPU"`` -> ``["rtx", "5060", "ti"]``."""
+@cache
+def _words(name: str) -> tuple[str, ...]:
+    """``"NVIDIA GeForce RTX5060Ti Laptop GPU"`` -> ``("rtx", "5060", "ti")``."""
     text = re.sub(r"\((r|tm)\)|[®™]", " ", name.lower())
     text = re.sub(r"\bmax[- ]?q\b|\bnot for resale\b", " ", text)
     text = re.sub(r"\bmig\b.*", " ", text)
     text = re.sub(r"\b(rtx|gtx|gt|titan|quadro|geforce|nvidia|tesla)(?=\w*\d)", r"\1 ", text)
     text = re.sub(r"\b(\d{3,4})(ti|super|d)(super)?\b", r"\1 \2 \3", text)
     words = re.findall(r"[a-z0-9]+", text)
-    return [word for word in words if word not in _NOISE and not _SIZE.fullmatch(word)]
+    return tuple(word for word in words if word not in _NOISE and not _SIZE.fullmatch(word))
 
 
 def _capability(text: str) -> tuple[int, int]:
