@@ -5,19 +5,19 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from unittest import mock
 
 import pytest
+from built_machines import RTX_3090, RTX_5060, a_build, cpu_build, probed, some_facts
 
 from ambidex.device.choose import Choice, choose
 from ambidex.device.facts import Facts
 from ambidex.device.machine import Gpu
 from ambidex.device.probe import DeviceProbe, Probe
 from ambidex.errors import Problems
-
-from .conftest import RTX_3090, RTX_5060, a_build, cpu_build, probed, some_facts
 
 CU128 = a_build("2.11.0+cu128", "12.8", "sm_75 sm_80 sm_86 sm_90 sm_100 sm_120")
 
@@ -205,7 +205,12 @@ def test_a_device_asked_for_by_name_is_never_swapped(wanted: str) -> None:
 
 def test_a_named_gpu_that_is_hidden_is_refused_with_the_doctors_code() -> None:
     with pytest.raises(Problems) as refused:
-        decide("cuda", "flag", environ={"CUDA_VISIBLE_DEVICES": ""})
+        decide(
+            "cuda",
+            "flag",
+            environ={"CUDA_VISIBLE_DEVICES": ""},
+            facts=some_facts(CU128, [replace(RTX_5060, visible=False)]),
+        )
     assert refused.value.exit_code == 23
     assert "CUDA_VISIBLE_DEVICES" in str(refused.value)
 
@@ -222,6 +227,13 @@ def test_a_named_gpu_on_a_mixed_box_is_that_one_or_none() -> None:
     with pytest.raises(Problems) as refused:
         decide("cuda:0", "flag", facts=facts, probe=found)
     assert refused.value.exit_code == 20
+
+
+def test_a_gpu_hidden_by_code_alone_is_refused_too() -> None:
+    with pytest.raises(Problems) as refused:
+        decide("cuda", "argument", modules=a_torch(lambda: False), facts=some_facts(CU128, [RTX_5060]))
+    assert refused.value.exit_code == 23
+    assert "is_available" in str(refused.value)
 
 
 @pytest.mark.parametrize("word", ["gpu", "cudaa", "cuda:", "cuda:-1", "", "0", "cuda:1:2", "cuda:99999"])

@@ -1,4 +1,4 @@
-"""Threads, quota and instruction set come from where the kernel keeps them, and rubbish there means no limit."""
+"""Threads, quota and instruction set are read where the kernel keeps them; rubbish there means no limit."""
 
 from __future__ import annotations
 

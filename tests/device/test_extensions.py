@@ -7,13 +7,12 @@ import struct
 from pathlib import Path
 
 import pytest
+from built_machines import archs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ambidex.device import extensions, fatbin
 from ambidex.device.machine import Arch
-
-from .conftest import archs
 
 
 def entry(text: str, code: bytes = b"\x7fELF" + b"\0" * 60) -> bytes:

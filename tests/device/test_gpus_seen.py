@@ -104,7 +104,8 @@ def test_a_program_that_cannot_be_started_is_a_sentence(tmp_path: Path) -> None:
 
 
 def test_good_rows_are_kept_among_bad_ones() -> None:
-    text = f"WARNING: infoROM is corrupted at gpu 0000:01:00.0\n{ROW}\n\n1, x\n{ROW.replace('0, GPU', '9, GPU')}\n"
+    other = ROW.replace("0, GPU", "9, GPU")
+    text = f"WARNING: infoROM is corrupted at gpu 0000:01:00.0\n{ROW}\n\n1, x\n{other}\n"
     found, version = gpus_seen.parse_csv(text, FIELDS)
     assert [gpu.index for gpu in found] == [0, 9]
     assert version == "576.02"
@@ -200,7 +201,7 @@ class Library:
         handle._obj.value = index.value + 1
         return 0
 
-    def _nvmlDeviceGetName(self, handle: Any, buffer: Any, _: Any) -> int:
+    def _nvmlDeviceGetName(self, _handle: Any, buffer: Any, _: Any) -> int:
         buffer.value = b"NVIDIA GeForce RTX 5060"
         return 0
 
@@ -208,11 +209,11 @@ class Library:
         buffer.value = f"GPU-{handle.value:08d}".encode()
         return 0
 
-    def _nvmlDeviceGetCudaComputeCapability(self, handle: Any, major: Any, minor: Any) -> int:
+    def _nvmlDeviceGetCudaComputeCapability(self, _handle: Any, major: Any, minor: Any) -> int:
         major._obj.value, minor._obj.value = 12, 0
         return 0
 
-    def _nvmlDeviceGetMemoryInfo(self, handle: Any, memory: Any) -> int:
+    def _nvmlDeviceGetMemoryInfo(self, _handle: Any, memory: Any) -> int:
         memory._obj.total = 8 << 30
         return 0
 

@@ -9,13 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from built_machines import A_LIST, elf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ambidex.device import environment, installed
 from ambidex.device.machine import Build
-
-from .conftest import A_LIST, elf
 
 Install = Callable[..., Path]
 

@@ -32,8 +32,8 @@ def child(tmp_path: Path) -> Child:
             "def works(n): gpu(n); say('op', device=f'cuda:{n}', op='add'); say('ok', device=f'cuda:{n}', "
             "seconds=0.1)\n"
             "def fails(n, text, kind='RuntimeError'):\n"
-            "    gpu(n); say('op', op='add'); say('failed', device=f'cuda:{n}', op='add', kind=kind, message=text)\n"
-            + lines
+            "    gpu(n); say('op', op='add')\n"
+            "    say('failed', device=f'cuda:{n}', op='add', kind=kind, message=text)\n" + lines
         )
         return path
 
@@ -105,7 +105,10 @@ def test_every_gpu_of_a_mixed_box_is_told_apart(child: Child) -> None:
 
 
 def test_a_crash_on_one_gpu_leaves_the_next_one_to_a_fresh_child(child: Child) -> None:
-    lines = "say('count', count=3)\nfor n in range(skip, 3):\n    if n == 1: gpu(1); say('op', op='matmul'); os.abort()\n    works(n)"
+    lines = (
+        "say('count', count=3)\nfor n in range(skip, 3):\n"
+        "    if n == 1: gpu(1); say('op', op='matmul'); os.abort()\n    works(n)"
+    )
     found = probe.run(child=child(HEAD + lines))
     assert [device.ok for device in found.devices] == [True, False, True]
     assert found.devices[1].cause == "crashed"
