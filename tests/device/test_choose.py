@@ -188,6 +188,19 @@ def test_all_ways_at_once_are_all_named_and_the_one_that_decided_is_said() -> No
         assert way in choice.reason
 
 
+def test_the_origin_that_won_is_the_one_that_decided() -> None:
+    choice = decide("cpu", "toml", environ={"AMBIDEX_DEVICE": "cpu"})
+    assert choice.decided_by == 'device = "cpu" in the TOML file'
+    assert "AMBIDEX_DEVICE=cpu" in choice.reason
+
+
+def test_a_cpu_that_a_flag_overruled_is_not_in_force() -> None:
+    environ = {"AMBIDEX_DEVICE": "cpu"}
+    assert not decide("auto", "flag", environ=environ, facts=some_facts(cpu_build())).forced_by
+    choice = decide("auto", "flag", environ={**environ, "CUDA_VISIBLE_DEVICES": ""})
+    assert choice.forced_by == ('CUDA_VISIBLE_DEVICES="" in the environment',)
+
+
 def test_a_mask_set_after_cuda_started_is_called_without_effect() -> None:
     modules = a_torch(lambda: False)
     modules["torch.cuda"]._initialized = True  # type: ignore[attr-defined]

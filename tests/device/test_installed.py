@@ -101,7 +101,7 @@ def test_what_an_uninstall_left_behind_is_no_torch(tmp_path: Path) -> None:
 def test_no_torch_is_missing_not_broken(tmp_path: Path) -> None:
     (tmp_path / "lib/python3.12/site-packages").mkdir(parents=True)
     build = read(tmp_path)
-    assert "no torch" in build.missing
+    assert "No torch" in build.missing
     assert build.python == "3.12"
 
 

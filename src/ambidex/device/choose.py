@@ -84,9 +84,12 @@ def choose(
     wanted = understood(requested, origin)
     ways = _ways({**(asked or {}), origin: wanted}, environ, modules, os_name)
     if wanted == "cpu":
-        return _forced(ways)
+        return _forced(ways.all, _ASKED_BY.get(origin, "the default"), ways.notices)
+    if wanted == "auto" and ways.hidden:
+        # What asked for the CPU and was overruled by this auto is not in force.
+        return _forced(ways.hidden, ways.hidden[0], ways.notices)
     if wanted == "auto":
-        return _forced(ways) if ways.hidden else _automatic(see, run_probe, ways.notices)
+        return _automatic(see, run_probe, ways.notices)
     return _named(wanted, origin, ways, see, run_probe)
 
 
@@ -183,11 +186,10 @@ def _cuda_has_started(modules: Mapping[str, ModuleType]) -> bool:
     return bool(getattr(modules.get("torch.cuda"), "_initialized", False))
 
 
-def _forced(ways: _Ways) -> Choice:
-    decided = ways.all[0] if ways.all else "the default"
-    rest = [way for way in ways.all if way != decided]
+def _forced(in_force: tuple[str, ...], decided: str, notices: tuple[str, ...]) -> Choice:
+    rest = [way for way in in_force if way != decided]
     reason = f"forced by {decided}" + (f"; also in force: {_and(rest)}" if rest else "")
-    return Choice("cpu", reason, ways.all, decided, ways.notices)
+    return Choice("cpu", reason, in_force, decided, notices)
 
 
 def _automatic(see: Callable[[], Facts], run_probe: Callable[[], Probe], notices: tuple[str, ...]) -> Choice:

@@ -141,7 +141,8 @@ class Report:
 
     def _evidence(self) -> Iterator[tuple[str, str]]:
         machine, found = self.machine, self.diagnosis
-        yield "Torch", _torch(machine.build, machine.python)
+        if not machine.build.missing:
+            yield "Torch", _torch(machine.build, machine.python)
         yield "Driver", _driver(machine)
         for one in found.gpus:
             yield f"GPU {one.gpu.index}", _gpu(one)
@@ -236,8 +237,6 @@ def _fix(fix: Fix) -> str:
 
 
 def _torch(build: Build, python: str) -> str:
-    if build.missing:
-        return build.missing
     how = {"scanned": "read from its library", "table": "by the table"}.get(build.source, "not known")
     if build.archs is None:
         code = "its list of GPU code is not known" if build.cuda else ""
