@@ -374,7 +374,7 @@ print(code, sorted(name for name in ("torch", "numpy", "pydantic") if name in sy
 
 
 def test_the_answer_from_theory_is_fast_and_imports_no_torch() -> None:
-    """Processor time, which a busy machine does not stretch; on an idle one it is the time that a user waits."""
+    """Processor time, which a busy machine does not stretch; on an idle one it is what a user waits."""
     times = []
     for _ in range(3):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)

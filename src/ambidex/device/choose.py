@@ -7,7 +7,6 @@ cause, where none did. A device asked for by name is had or refused; it is never
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,12 +16,12 @@ from typing import Any
 
 from ambidex.device import hiding
 from ambidex.device import probe as probing
+from ambidex.device.asked import origin_words, understood
 from ambidex.device.doctor import judged
 from ambidex.device.facts import Facts, look, may_have_gpu, this_os
 from ambidex.device.probe import DeviceProbe, Probe
-from ambidex.errors import Problem, Problems, did_you_mean
+from ambidex.errors import Problem, Problems
 
-CHOICES = ("auto", "cpu", "cuda", "cuda:N", "mps")
 _ASKED_BY = {
     "flag": "--device cpu",
     "argument": 'the argument device="cpu"',
@@ -104,30 +103,6 @@ def forced_to_cpu(
         this_os(),
     )
     return ways.all
-
-
-def understood(requested: str, origin: str) -> str:
-    wanted = requested.strip().lower()
-    if wanted in ("auto", "cpu", "cuda", "mps") or re.fullmatch(r"cuda:\d{1,4}", wanted):
-        return wanted if ":" not in wanted else f"cuda:{int(wanted[5:])}"
-    near = "did you mean 'cuda'?" if wanted in ("gpu", "nvidia") else did_you_mean(wanted, CHOICES)
-    raise Problems(
-        Problem(
-            f"{requested!r} is no device",
-            found=f"{requested!r}, from {_origin_words(origin)}",
-            wanted=", ".join(CHOICES),
-            fix=near or "leave it out: auto takes a GPU where one works, else the CPU",
-        )
-    )
-
-
-def _origin_words(origin: str) -> str:
-    return {
-        "flag": "the flag --device",
-        "argument": "the argument device=",
-        "toml": "device in the TOML file",
-        "environment": "AMBIDEX_DEVICE",
-    }.get(origin, "the default")
 
 
 def _ways(
@@ -217,7 +192,7 @@ def _named(
             assert found is not None
             return _taken(device, facts, found, wanted, ways.notices)
     verdict = judged(facts, probe=found, device=wanted, strict=True)
-    what = f"{wanted} was asked for by {_origin_words(origin)} and cannot be had"
+    what = f"{wanted} was asked for by {origin_words(origin)} and cannot be had"
     if ways.hidden:
         what += f"; every GPU is hidden: {_and(ways.hidden)}"
     # The doctor may find nothing wrong where only code in this process hides the GPU.

@@ -10,16 +10,18 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from ambidex.device import cpu
 from ambidex.device.covers import listed, sm
 from ambidex.device.diagnosis import Cause, Diagnosis, Fix, GpuVerdict
-from ambidex.device.extensions import Scan
 from ambidex.device.facts import Facts
 from ambidex.device.layout import laid_out
 from ambidex.device.machine import Build, Machine
 from ambidex.device.probe import Probe
+
+if TYPE_CHECKING:
+    from ambidex.device.extensions import Scan
 
 SCHEMA = 1
 
