@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -23,7 +25,7 @@ from ambidex.device.facts import Facts
 from ambidex.device.gpus_seen import Seen
 from ambidex.device.machine import Build, Container, Driver, Extension, Gpu
 from ambidex.device.probe import DeviceProbe, Probe
-from ambidex.device.report import Report, anonymous
+from ambidex.device.report import Report, anonymous, for_people
 from ambidex.errors import Problems
 
 Install = Callable[..., Path]
@@ -344,6 +346,31 @@ def test_the_flags_reach_the_report(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("```")
     assert command.run(parsed("--torch", "2.11.0+cu128", "--gpu", "5060")) == 0
     assert "\033[" not in capsys.readouterr().out
+
+
+def test_a_reader_that_has_read_enough_is_left_in_peace() -> None:
+    gone, ours = os.pipe()
+    os.close(gone)
+    ran = subprocess.run(
+        [sys.executable, "-c", PROGRAM], stdout=ours, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(ours)
+    assert ran.returncode == 0
+    assert "Error" not in ran.stderr
+
+
+def test_colour_is_for_terminals_without_no_color(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    report = doctor(torch="2.5.1+cu121", gpu="RTX 5060")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    assert "\033[" in for_people(report, Terminal())
+    assert "\033[" not in for_people(report, io.StringIO())
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\033[" not in for_people(report, Terminal())
 
 
 def test_explain_reads_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -188,16 +187,13 @@ class Report:
         yield "Not checked", "; ".join(self.diagnosis.not_checked)
 
 
-def print_report(report: Report, stream: TextIO | None = None) -> None:
-    """The text, coloured on a terminal where NO_COLOR is not set."""
-    stream = sys.stdout if stream is None else stream
-    terminal = stream.isatty()
-    colour = terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    width = shutil.get_terminal_size((110, 24)).columns if terminal else 110
-    text = report.text(colour=colour, width=max(60, min(width, 120)))
-    # A path or a GPU's name may hold what this terminal's encoding has not.
-    encoding = getattr(stream, "encoding", None) or "utf-8"
-    print(text.encode(encoding, "replace").decode(encoding), file=stream)
+def for_people(report: Report, stream: TextIO) -> str:
+    """The text as wide as the terminal, coloured where it is one and NO_COLOR is not set."""
+    if not stream.isatty():
+        return report.text()
+    colour = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    width = shutil.get_terminal_size((110, 24)).columns
+    return report.text(colour=colour, width=max(60, min(width, 120)))
 
 
 def anonymous(text: str, private: Iterable[str] = ()) -> str:
