@@ -51,8 +51,8 @@ says "runs" where a kernel starts and "does not run" where none does. torch's ch
 list mocked; a warning counts as "does not run". The other recorded machines (driver, container, environment,
 missing torch) are left out: these functions are not asked about them. No GPU was used.
 
-The machines were chosen to cover the classes on which the rivals were known to be wrong, so the counts say who
-handles those classes. They are no estimate of how often each is wrong on machines at large.
+The machines were chosen to cover the classes on which the rivals were known to be wrong, so the counts say
+who handles those classes. They are no estimate of how often each is wrong on machines at large.
 
 """
 

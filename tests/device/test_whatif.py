@@ -144,3 +144,9 @@ def test_torch_and_gpus_that_are_not_given_are_taken_from_here() -> None:
 def test_without_a_torch_the_answer_is_what_to_install() -> None:
     found = rules.judge(whatif.machine_from(gpu="RTX 5060", driver="576.02", python="3.11"))
     assert (found.exit_code, found.fixes[0].installs) == (24, ("torch==2.11.0+cu128",))
+
+
+def test_it_is_said_that_a_nightly_channel_has_ended() -> None:
+    found = rules.judge(whatif.machine_from(torch="nightly-cu124", gpu="RTX 5090", driver="570.124.06"))
+    assert "nightly/cu124, ended on 2025-03-10" in found.cause.why
+    assert "CUDA 12.4 predates this GPU" in found.cause.why

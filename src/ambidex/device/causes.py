@@ -15,6 +15,7 @@ from ambidex.device.covers import (
     is_cpu,
     known_archs,
     listed,
+    made_for,
     sm,
     verdict,
 )
@@ -67,7 +68,7 @@ def _why_unknown(machine: Machine) -> str:
 def cpu_build(machine: Machine) -> Cause | None:
     if not machine.gpus or not is_cpu(machine.build, machine.os, machine.machine):
         return None
-    text = f"torch {machine.build.version} is a CPU build, and {are_present(machine.gpus)}."
+    text = f"torch {machine.build.version} is {made_for(machine.build)}, and {are_present(machine.gpus)}."
     on_windows = (
         "It is what plain pip install brings on Windows: CUDA wheels are on PyTorch's own index alone."
     )
@@ -139,7 +140,7 @@ def arch_none(machine: Machine) -> Cause | None:
     if not dead or is_cpu(machine.build, machine.os, machine.machine):
         return None
     build, entries = machine.build, known_archs(machine.build, machine.os, machine.machine) or ()
-    has = "is a ROCm build, for AMD GPUs" if build.hip else f"has code for {listed(entries)}"
+    has = f"is {made_for(build)}" if build.hip else f"has code for {listed(entries)}"
     them = "it" if len(dead) == 1 else "them"
     text = f"{are(dead)}. torch {build.version} {has}, so no kernel can start on {them} ({_SYMPTOM})."
     working = [gpu for gpu in considered(machine) if _judged(machine, gpu).runs]
@@ -161,7 +162,12 @@ def _why_arch(machine: Machine, gpu: Gpu) -> str:
         why = f"CUDA {dropped} and newer make no code for {sm(cc)}; it needs a build with an older CUDA."
     else:
         why = f"This build leaves {sm(cc)} out: {reason}."
-    return why + _driver_allows_cuda(machine)
+    return why + _nightly_ended(machine) + _driver_allows_cuda(machine)
+
+
+def _nightly_ended(machine: Machine) -> str:
+    ended = builds.nightly_ended(machine.build.version or "")
+    return f" The nightlies of its channel, {ended[0]}, ended on {ended[1]}." if ended else ""
 
 
 def _driver_allows_cuda(machine: Machine) -> str:

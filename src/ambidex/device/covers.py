@@ -81,10 +81,8 @@ def verdict(  # noqa: PLR0917 - the question as people ask it
     """
     if gpu.cc is None:
         return Verdict("unknown", "", f"the compute capability of {gpu.name} could not be read")
-    if is_cpu(build, os, machine):
-        return Verdict("none", "", f"torch {build.version} is a CPU build: it has no GPU code")
-    if build.hip:
-        return Verdict("none", "", f"torch {build.version} is a ROCm build: its code is for AMD GPUs")
+    if build.hip or is_cpu(build, os, machine):
+        return Verdict("none", "", f"torch {build.version} is {made_for(build)}")
     entries = known_archs(build, os, machine)
     if entries is None:
         return Verdict(
@@ -150,6 +148,13 @@ def is_cpu(build: Build, os: str, machine: str) -> bool:
     if local:
         return not local.startswith(("cu", "rocm")) and (local == "cpu" or build.archs == ())
     return build.archs == () or builds.pypi_tag(build.version, os, machine) == "cpu"
+
+
+def made_for(build: Build) -> str:
+    """What a build without CUDA is, in words."""
+    if build.hip:
+        return "a ROCm build, for AMD GPUs"
+    return "an XPU build, for Intel GPUs" if "+xpu" in (build.version or "") else "a CPU build"
 
 
 def known_archs(build: Build, os: str, machine: str) -> tuple[Arch, ...] | None:

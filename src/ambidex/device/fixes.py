@@ -37,12 +37,13 @@ def fixes(machine: Machine) -> tuple[Fix, ...]:
     covered = _most(machine, wanted)
     if not covered:
         return ()
-    found = _ways(machine, covered)
     left = [gpu for gpu in wanted if gpu not in covered]
     working = [gpu for gpu in wanted if _runs(machine.build, gpu, machine)]
-    if left and working:
-        found.insert(0, _show_only(machine, working, [gpu for gpu in wanted if gpu not in working]))
-    return tuple(_naming(fix, covered, left) for fix in found)
+    shown = [_show_only(machine, working, [gpu for gpu in wanted if gpu not in working])]
+    if left and len(working) >= len(covered):
+        return tuple(shown)  # no other build would serve more of them
+    found = _ways(machine, covered)
+    return tuple(_naming(fix, covered, left) for fix in (shown if left and working else []) + found)
 
 
 def keep_and_update_driver(machine: Machine) -> Fix | None:

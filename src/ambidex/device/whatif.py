@@ -110,7 +110,7 @@ def _build(version: TorchVersion, machine: Machine) -> Build:
     """The table's build of this version there; `archs` is None where the table has none."""
     local = version.local or builds.pypi_tag(str(version), machine.os, machine.machine) or ""
     text = str(replace(version, local=local))
-    if local == "cpu" or machine.os == "macos":
+    if local in ("cpu", "xpu") or machine.os == "macos":
         return Build(text, archs=(), source="table", python=machine.python)
     if local.startswith("rocm"):
         return Build(text, hip=local.removeprefix("rocm"), archs=(), source="table", python=machine.python)
