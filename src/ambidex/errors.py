@@ -45,7 +45,7 @@ class Problem:
         return (("found", self.found), ("wanted", self.wanted), ("do", self.fix))
 
 
-class Problems(Exception):
+class Problems(Exception):  # noqa: N818  it is not one error but all of them
     """All that is wrong, at once, with the exit code it ends in."""
 
     def __init__(self, problems: Problem | Iterable[Problem], exit_code: int = Exit.USAGE) -> None:
