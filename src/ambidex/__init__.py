@@ -20,7 +20,11 @@ __all__ = ["__version__", "doctor", "gpu_usable", "train"]
 def __getattr__(name: str) -> Any:
     if name in _WHERE:
         import importlib
+        import os
 
+        from ambidex.device.cpu import spin_briefly
+
+        spin_briefly(os.environ)
         return getattr(importlib.import_module(_WHERE[name]), name)
     raise AttributeError(f"module 'ambidex' has no attribute {name!r}")
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ambidex.device.cpu import spin_briefly
 from ambidex.errors import Exit, Problem, Problems, did_you_mean
 
 COMMANDS = {
@@ -34,6 +38,11 @@ def entry() -> NoReturn:
 
 def main(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code. What a user can cause ends in a sentence, never in a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(
+            stream, io.TextIOWrapper
+        ):  # a file name, or a sample, may hold what this terminal cannot show
+            stream.reconfigure(errors="backslashreplace")
     try:
         return run(list(arguments))
     except Problems as problems:
@@ -55,6 +64,7 @@ def run(arguments: list[str]) -> int:
 
         print(f"ambidex {ambidex.__version__}")
         return Exit.DONE
+    spin_briefly(os.environ)
     command, rest = arguments[0], arguments[1:]
     if command not in COMMANDS:
         near = did_you_mean(command, list(COMMANDS))
@@ -86,7 +96,7 @@ def overview() -> str:
 
 
 def doctor(arguments: list[str]) -> int:
-    from ambidex.device import doctor as room
+    from ambidex.device import command as room
 
     parser = Parser(prog="ambidex doctor", description=COMMANDS["doctor"], allow_abbrev=False)
     room.add_arguments(parser)
@@ -94,11 +104,11 @@ def doctor(arguments: list[str]) -> int:
 
 
 def variants(arguments: list[str]) -> int:
-    from ambidex.device import variants as room
+    from ambidex.device import command as room
 
     parser = Parser(prog="ambidex variants", description=COMMANDS["variants"], allow_abbrev=False)
-    room.add_arguments(parser)
-    return room.run(parser.parse_args(arguments))
+    room.add_variants_arguments(parser)
+    return room.run_variants(parser.parse_args(arguments))
 
 
 def train(arguments: list[str]) -> int:
@@ -137,7 +147,12 @@ def train_flags(arguments: list[str]) -> tuple[dict[str, Any], str | None, list[
     found, unknown = parser.parse_known_args(arguments)
     flags = vars(found)
     file = flags.pop("config")
-    return flags, file, unknown
+    # What was typed behind a flag that there is not is that flag's value: neither a second mistake nor a file.
+    values = {
+        word for flag, word in pairwise(arguments)
+        if flag in unknown and flag.startswith("--") and "=" not in flag and not word.startswith("-")
+    }  # fmt: skip
+    return flags, None if file in values else file, [word for word in unknown if word not in values]
 
 
 class Wide(argparse.HelpFormatter):
