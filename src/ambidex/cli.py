@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,13 +37,23 @@ def main(arguments: Sequence[str]) -> int:
     try:
         return run(list(arguments))
     except Problems as problems:
-        print(problems, file=sys.stderr)
+        complain(str(problems))
         return problems.exit_code
     except KeyboardInterrupt:
         return Exit.INTERRUPTED
     except BrokenPipeError:
         sys.stderr.close()
         return Exit.DONE
+
+
+def complain(text: str) -> None:
+    """To standard error, where there is one and somebody still reads it."""
+    if sys.stderr is None:
+        return
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 def run(arguments: list[str]) -> int:
@@ -84,7 +95,15 @@ def doctor(arguments: list[str]) -> int:
 
     parser = Parser(prog="ambidex doctor", description=COMMANDS["doctor"], allow_abbrev=False)
     room.add_arguments(parser)
-    return room.run(parser.parse_args(arguments))
+    options, unknown = parser.parse_known_args(arguments)
+    flags = [flag for action in parser._actions for flag in action.option_strings]
+    return room.run(options, [_unknown(word, flags) for word in unknown])
+
+
+def _unknown(word: str, flags: list[str]) -> Problem:
+    return Problem(
+        f"{word!r} is not understood.", fix=did_you_mean(word, flags) or "ambidex doctor --help lists what is"
+    )
 
 
 def variants(arguments: list[str]) -> int:
