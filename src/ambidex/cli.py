@@ -26,6 +26,14 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise Problems(Problem(f"{message[:1].upper()}{message[1:]}.", fix=f"{self.prog} --help"))
 
+    def _get_formatter(self) -> argparse.HelpFormatter:
+        """With a width, since without one every flag that is added loads `shutil` and what it brings."""
+        try:
+            columns = int(os.environ.get("COLUMNS") or 0) or os.get_terminal_size().columns
+        except (OSError, ValueError):
+            columns = 100
+        return self.formatter_class(self.prog, width=max(40, columns - 2))  # type: ignore[call-arg]
+
 
 def entry() -> NoReturn:
     """The console script."""
@@ -154,8 +162,8 @@ def train_flags(arguments: list[str]) -> tuple[dict[str, Any], str | None, list[
 
 
 class Wide(argparse.HelpFormatter):
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=32)
+    def __init__(self, prog: str, width: int | None = None) -> None:
+        super().__init__(prog, max_help_position=32, width=width)
 
 
 def presets(arguments: list[str]) -> int:

@@ -148,7 +148,9 @@ def _ends(file: BinaryIO) -> str:
     while chunk := file.read(_HALF_BYTES):
         tail = (tail + chunk)[-_HALF_BYTES:]
     text = head + tail
-    utf16 = text[:2] in (b"\xff\xfe", b"\xfe\xff") and b"\0" in text[:100]  # what `>` writes in Windows PowerShell
+    utf16 = (
+        text[:2] in (b"\xff\xfe", b"\xfe\xff") and b"\0" in text[:100]
+    )  # what `>` writes in Windows PowerShell
     if utf16:
         text = text.decode("utf-16", "replace").encode("utf-8", "replace")
     return excerpt(text).decode("utf-8", "replace")

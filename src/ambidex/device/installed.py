@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import mmap
+import os
 import re
 import struct
 from collections.abc import Iterable, Sequence
@@ -219,6 +220,8 @@ def _damage(folder: Path) -> str:
             and is_file(library)
             and not is_whole(library)
         ):
+            if not os.access(library, os.R_OK):
+                return f"{library} cannot be read (Permission denied)"
             return f"{library} is cut short or damaged ({library.stat().st_size:,} bytes)"
     return ""
 
