@@ -20,7 +20,7 @@ from ambidex.text import Tokens, prepare
 TokensOf = Callable[..., Tokens]
 
 # Prepares argv[1] into argv[2]. Before the function that argv[3] names it leaves a mark and sleeps
-# argv[4] seconds. It prints how often it has built, and the hash.
+# argv[4] seconds, or until argv[4] is there where that names a file. It prints how often it has built, and the hash.
 CHILD = """
 import importlib, sys, time
 from pathlib import Path
@@ -33,7 +33,10 @@ builds = 0
 def stopping(function):
     def stopped(*args, **kwargs):
         Path(cache + ".mark").touch()
-        time.sleep(float(seconds))
+        if seconds.replace(".", "").isdigit():
+            time.sleep(float(seconds))
+        while not seconds.replace(".", "").isdigit() and not Path(seconds).exists():
+            time.sleep(0.01)
         return function(*args, **kwargs)
     return stopped
 
@@ -61,9 +64,8 @@ def start(*arguments: Path | str, **options: Any) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", CHILD, *map(str, arguments)],
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
         text=True,
-        **options,
+        **{"stderr": subprocess.PIPE, **options},
     )
 
 
@@ -75,13 +77,19 @@ def text(tmp_path: Path) -> Path:
 
 
 def test_of_processes_that_start_at_once_one_builds_and_the_others_wait_for_it(
-    text: Path, cache: Path
+    text: Path, cache: Path, tmp_path: Path
 ) -> None:
-    started = [start(text, cache, "tokens._write_manifest", "0.7") for _ in range(3)]
-    ended = [process.communicate(timeout=60) for process in started]
-    assert sorted(out.split()[0] for out, _ in ended) == ["0", "0", "1"]
-    assert len({out.split()[1] for out, _ in ended}) == 1
-    assert sum("another process is preparing this text" in err for _, err in ended) == 2
+    # The one that builds goes on only when the two others have said that they wait for it.
+    go, said = tmp_path / "go", [tmp_path / f"said-{number}" for number in range(3)]
+    started = [start(text, cache, "tokens._write_manifest", go, stderr=path.open("w")) for path in said]
+    stop = time.monotonic() + 90
+    while sum("another process is preparing this text" in path.read_text() for path in said) < 2:
+        assert time.monotonic() < stop, "two of them wait for the third"
+        time.sleep(0.02)
+    go.touch()
+    ended = [process.communicate(timeout=90)[0] for process in started]
+    assert sorted(out.split()[0] for out in ended) == ["0", "0", "1"]
+    assert len({out.split()[1] for out in ended}) == 1
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGKILL")
