@@ -30,6 +30,14 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise Problems(Problem(f"{message[:1].upper()}{message[1:]}.", fix=f"{self.prog} --help"))
 
+    def _get_formatter(self) -> argparse.HelpFormatter:
+        """With a width, since without one every flag that is added loads `shutil` and what it brings."""
+        try:
+            columns = int(os.environ.get("COLUMNS") or 0) or os.get_terminal_size().columns
+        except (OSError, ValueError):
+            columns = 100
+        return self.formatter_class(self.prog, width=max(40, columns - 2))  # type: ignore[call-arg]
+
 
 def entry() -> NoReturn:
     """The console script."""
@@ -46,13 +54,23 @@ def main(arguments: Sequence[str]) -> int:
     try:
         return run(list(arguments))
     except Problems as problems:
-        print(problems, file=sys.stderr)
+        complain(str(problems))
         return problems.exit_code
     except KeyboardInterrupt:
         return Exit.INTERRUPTED
     except BrokenPipeError:
         sys.stderr.close()
         return Exit.DONE
+
+
+def complain(text: str) -> None:
+    """To standard error, where there is one and somebody still reads it."""
+    if sys.stderr is None:
+        return
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 def run(arguments: list[str]) -> int:
@@ -100,7 +118,15 @@ def doctor(arguments: list[str]) -> int:
 
     parser = Parser(prog="ambidex doctor", description=COMMANDS["doctor"], allow_abbrev=False)
     room.add_arguments(parser)
-    return room.run(parser.parse_args(arguments))
+    options, unknown = parser.parse_known_args(arguments)
+    flags = [flag for action in parser._actions for flag in action.option_strings]
+    return room.run(options, [_unknown(word, flags) for word in unknown])
+
+
+def _unknown(word: str, flags: list[str]) -> Problem:
+    return Problem(
+        f"{word!r} is not understood.", fix=did_you_mean(word, flags) or "ambidex doctor --help lists what is"
+    )
 
 
 def variants(arguments: list[str]) -> int:
@@ -156,8 +182,8 @@ def train_flags(arguments: list[str]) -> tuple[dict[str, Any], str | None, list[
 
 
 class Wide(argparse.HelpFormatter):
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=32)
+    def __init__(self, prog: str, width: int | None = None) -> None:
+        super().__init__(prog, max_help_position=32, width=width)
 
 
 def bench(arguments: list[str]) -> int:

@@ -6,7 +6,6 @@ Every error that a user can cause is a ``Problems``: it carries all of them at o
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -63,5 +62,7 @@ class Problems(Exception):  # noqa: N818  it is not one error but all of them
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:
     """``"did you mean 'steps'?"`` for the nearest known word, or the empty string where none is near."""
+    import difflib  # slow to load, and needed for a slip alone
+
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return f"did you mean {near[0]!r}?" if near else ""

@@ -48,7 +48,7 @@ def some_facts(
     driver = driver or (Driver("576.02", (12, 9)) if gpus else Driver())
     return Facts(
         machine=Machine(build=build, gpus=tuple(gpus), driver=driver, **machine),  # type: ignore[arg-type]
-        environment=Environment("python", "3.11", Path("/venv"), (Path("/venv/lib"),)),
+        environment=Environment("python", "3.11", Path("/venv"), (Path("/venv/lib"),), program="python"),
         seen=Seen(tuple(gpus), driver, bool(gpus) if nvidia is None else nvidia, amd),
     )
 

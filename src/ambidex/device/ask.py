@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import subprocess
 
 _KEPT_BYTES = 1 << 20
 
@@ -30,6 +31,8 @@ class Answer:
 
 def ask(command: Sequence[str], *, seconds: float, environ: Mapping[str, str] | None = None) -> Answer:
     """Run ``command`` for at most ``seconds``. Never raises for anything the program does."""
+    import subprocess  # on many machines there is nobody to ask
+
     name = os.path.basename(command[0])  # noqa: PTH119  the name alone, of a path of any system
     try:
         process = subprocess.Popen(
@@ -62,6 +65,8 @@ def ask(command: Sequence[str], *, seconds: float, environ: Mapping[str, str] | 
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
+    import subprocess
+
     with contextlib.suppress(OSError):
         if os.name == "posix":
             os.killpg(process.pid, signal.SIGKILL)
@@ -80,6 +85,8 @@ class _Reader:
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._kept = bytearray()
+        import threading
+
         self._thread = threading.Thread(target=self._read, args=(stream,), daemon=True)
         self._thread.start()
 

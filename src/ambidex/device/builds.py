@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from ambidex.device.machine import Arch, Build, Driver
@@ -49,7 +49,7 @@ class Release:
 
 @cache
 def table() -> dict[str, Any]:
-    text = resources.files("ambidex.device").joinpath("builds.json").read_text(encoding="utf-8")
+    text = Path(__file__).with_name("builds.json").read_text(encoding="utf-8")
     loaded: dict[str, Any] = json.loads(text)
     return loaded
 
@@ -143,6 +143,13 @@ def newer_than_table(version: str) -> bool:
     asked = TorchVersion.parse(version)
     newest = table()["versions"]["list"][-1]
     return asked is not None and numbers(asked.base) > numbers(newest)
+
+
+def pythons_of(version: str) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """The first and the last Python that a release has wheels for, experimental ones too; None where unknown."""
+    asked = TorchVersion.parse(version)
+    span = table()["python"].get(asked.series) if asked and asked.released else None
+    return (numbers(span["first"]), numbers(span.get("experimental", span["last"]))) if span else None
 
 
 def newest_for_python(python: str) -> str | None:

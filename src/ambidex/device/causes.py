@@ -16,14 +16,15 @@ from ambidex.device.covers import (
     known_archs,
     listed,
     made_for,
+    serving,
     sm,
     verdict,
 )
 from ambidex.device.diagnosis import Cause, Verdict
-from ambidex.device.fixes import driver_os, present
+from ambidex.device.fixes import can_start, driver_os, present
 from ambidex.device.machine import Extension, Gpu, Machine
 from ambidex.device.naming import are, are_present, named, numbered
-from ambidex.device.version import TorchVersion, dotted, numbers, pair
+from ambidex.device.version import TorchVersion, at_least, dotted, numbers, pair
 
 _HIDING = ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES")
 _SYMPTOM = '"no kernel image is available for execution on the device"'
@@ -50,6 +51,10 @@ def unknown_build(machine: Machine) -> Cause | None:
 
 
 def _why_unknown(machine: Machine) -> str:
+    return _why_not_in_table(machine) + _nightly_ended(machine)
+
+
+def _why_not_in_table(machine: Machine) -> str:
     version, asked = machine.build.version or "", TorchVersion.parse(machine.build.version or "")
     if builds.newer_than_table(version):
         return (
@@ -73,6 +78,8 @@ def cpu_build(machine: Machine) -> Cause | None:
         "It is what plain pip install brings on Windows: CUDA wheels are on PyTorch's own index alone."
     )
     why = on_windows if machine.os == "windows" else ""
+    if not builds.platform(machine.os, machine.machine):
+        why = f"PyTorch has no CUDA wheels for {machine.os} {machine.machine}."
     return Cause("CPU_BUILD", text, why)
 
 
@@ -127,8 +134,8 @@ def driver_old(machine: Machine) -> Cause | None:
 def _why_driver(machine: Machine, old: Sequence[Gpu], *, by_cuda: bool) -> str:
     speaks = builds.driver_cuda(machine.driver, driver_os(machine))
     floors = {found[0] for gpu in old if (found := builds.gpu_floor(gpu.cc))}
-    sentences = [f"It speaks CUDA {dotted(speaks)}."] if speaks else []
-    if floors:
+    sentences = [f"That driver speaks CUDA {dotted(speaks)}."] if speaks else []
+    if floors and not (machine.driver.version and at_least(machine.driver.version, max(floors, key=numbers))):
         sentences.append(f"Blackwell GPUs need driver {max(floors, key=numbers)} or newer with any build.")
     if by_cuda:
         sentences.append("torch.cuda.is_available() is False on such a driver.")
@@ -142,11 +149,14 @@ def arch_none(machine: Machine) -> Cause | None:
     build, entries = machine.build, known_archs(machine.build, machine.os, machine.machine) or ()
     has = f"is {made_for(build)}" if build.hip else f"has code for {listed(entries)}"
     them = "it" if len(dead) == 1 else "them"
-    text = f"{are(dead)}. torch {build.version} {has}, so no kernel can start on {them} ({_SYMPTOM})."
-    working = [gpu for gpu in considered(machine) if _judged(machine, gpu).runs]
+    who = are(dead, among=len(considered(machine)))
+    text = f"{who}. torch {build.version} {has}, so no kernel can start on {them} ({_SYMPTOM})."
+    working = [gpu for gpu in considered(machine) if can_start(machine, gpu)]
     if working:
         text += f" {numbered(working)} can be used: {commands.show_only(working, machine.os)}"
-    return Cause("ARCH_NONE", text, _why_arch(machine, dead[0]))
+    whys = dict.fromkeys(why for gpu in dead if (why := _why_arch(machine, gpu)))
+    said = " ".join(whys) + _nightly_ended(machine) + _driver_allows_cuda(machine)
+    return Cause("ARCH_NONE", text, said.strip())
 
 
 def _why_arch(machine: Machine, gpu: Gpu) -> str:
@@ -154,15 +164,19 @@ def _why_arch(machine: Machine, gpu: Gpu) -> str:
     first, dropped = builds.first_toolkit(cc), builds.dropped_by(cc)
     reason = _judged(machine, gpu).reason
     with_newest_driver = verdict(machine.build, gpu, None, machine.python, machine.os, machine.machine)
-    if machine.build.hip or cuda is None or with_newest_driver.runs:
+    if machine.build.hip:
+        return ""  # the cause says it already
+    if cuda is None or with_newest_driver.runs:
         return reason[0].upper() + reason[1:] + "."
+    if not serving(cc, machine.os, machine.machine):
+        return f"No PyTorch of the table has code for {sm(cc)} on {machine.os} {machine.machine}."
     if first and numbers(cuda) < numbers(first):
         why = f"CUDA {cuda} predates this GPU; {sm(cc)} needs a build with CUDA {first} or newer."
     elif dropped and numbers(cuda) >= numbers(dropped):
         why = f"CUDA {dropped} and newer make no code for {sm(cc)}; it needs a build with an older CUDA."
     else:
         why = f"This build leaves {sm(cc)} out: {reason}."
-    return why + _nightly_ended(machine) + _driver_allows_cuda(machine)
+    return why
 
 
 def _nightly_ended(machine: Machine) -> str:

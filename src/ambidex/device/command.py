@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from pathlib import Path
+from collections.abc import Sequence
+from typing import BinaryIO
 
-from ambidex.errors import Problem, Problems
+from ambidex.device.paths import typed
+from ambidex.errors import Exit, Problem, Problems, did_you_mean
 
+_HALF_BYTES = 32 << 20
 _EXIT_CODES = (
     "exit codes: 0 usable as asked; 2 usage; 10 no GPU or a CPU build, the CPU works (0 without --strict); "
     "20 this build has no code for the GPU; 21 driver too old; 22 the container got no GPU; 23 hidden by the "
@@ -19,15 +22,15 @@ _EXIT_CODES = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `ambidex doctor`. The defaults ask for this machine and this Python."""
     parser.epilog = _EXIT_CODES
+    parser.usage = "ambidex doctor [OPTION...]\n       ambidex doctor explain [FILE|-]"
     parser.add_argument(
-        "action", nargs="?", choices=["explain"], help="explain: read a pasted error, name cause and fix"
+        "action", nargs="?", metavar="explain", help="read a pasted error or log, name its cause and the fix"
     )
     parser.add_argument(
-        "file", nargs="?", default="-", help="for explain: a file, or - for standard input (default)"
+        "file", nargs="?", metavar="FILE", help="for explain: a file, or - for standard input (default)"
     )
-    form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="the report as JSON, schema 1")
-    form.add_argument(
+    parser.add_argument("--json", action="store_true", help="the report as JSON, schema 1")
+    parser.add_argument(
         "--report", action="store_true", help="a block to paste, without paths, user names and ids"
     )
     parser.add_argument("--strict", action="store_true", help="exit 10 where there is no GPU or a CPU build")
@@ -47,10 +50,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     supposed.add_argument("--machine", metavar="NAME", help="x86_64 or aarch64")
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Do what the flags say. Raises `Problems` for what cannot be understood or read."""
+def run(arguments: argparse.Namespace, wrong: Sequence[Problem] = ()) -> int:
+    """Do what the flags say. Raises `Problems` for all that cannot be understood or read, ``wrong`` first."""
+    wrong = [*wrong, *_at_odds(arguments)]
     if arguments.action == "explain":
-        return _explain(arguments.file)
+        if wrong:
+            raise Problems(wrong)
+        return _explain(arguments.file or "-")
     from ambidex.device.doctor import doctor
     from ambidex.device.report import for_people
 
@@ -65,14 +71,30 @@ def run(arguments: argparse.Namespace) -> int:
         python=arguments.python,
         os=arguments.os,
         machine=arguments.machine,
+        wrong=wrong,
     )
     if arguments.json:
         _print(report.json())
     elif arguments.report:
         _print(report.paste())
     else:
-        _print(for_people(report, sys.stdout))
+        _print(for_people(report, sys.stdout) if sys.stdout is not None else "")
     return report.exit_code
+
+
+def _at_odds(arguments: argparse.Namespace) -> list[Problem]:
+    """What is wrong with the words beside the flags, and between flags."""
+    found = []
+    words = " ".join(word for word in (arguments.action, arguments.file) if word)
+    if arguments.action not in (None, "explain"):
+        near = did_you_mean(arguments.action, ["explain"])
+        quoted = 'a name of several words is quoted, as in --gpu "RTX 5060"'
+        found.append(
+            Problem(f"{words!r} is not understood.", wanted="explain, or flags alone", fix=near or quoted)
+        )
+    if arguments.json and arguments.report:
+        found.append(Problem("--json and --report exclude each other.", fix="leave one of them out"))
+    return found
 
 
 def add_variants_arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,13 +114,21 @@ def run_variants(arguments: argparse.Namespace) -> int:
 
 
 def _print(text: str) -> None:
-    """Print, with a ? for what this terminal cannot show, and in peace where `head` has read enough."""
+    """Print, with a ? for what this terminal cannot show, and in peace where `head` has read enough.
+
+    With standard output closed there is nobody to tell; a disk that is full is an error of its own.
+    """
+    if sys.stdout is None:
+        return
     encoding = sys.stdout.encoding or "utf-8"
     try:
         print(text.encode(encoding, "replace").decode(encoding), flush=True)
-    except BrokenPipeError:
+    except OSError as error:
         # Python flushes once more at its end; that must have somewhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            what = f"The answer cannot be written: {error.strerror or error}."
+            raise Problems(Problem(what), Exit.CANNOT_WRITE) from None
 
 
 def _explain(name: str) -> int:
@@ -109,23 +139,39 @@ def _explain(name: str) -> int:
     return explained.exit_code
 
 
+def _ends(file: BinaryIO) -> str:
+    """What matters of it; of more than 64 MB only the first and the last 32 are looked at."""
+    from ambidex.device.excerpt import excerpt
+
+    head = file.read(_HALF_BYTES)
+    tail = b""
+    while chunk := file.read(_HALF_BYTES):
+        tail = (tail + chunk)[-_HALF_BYTES:]
+    text = head + tail
+    utf16 = (
+        text[:2] in (b"\xff\xfe", b"\xfe\xff") and b"\0" in text[:100]
+    )  # what `>` writes in Windows PowerShell
+    if utf16:
+        text = text.decode("utf-16", "replace").encode("utf-8", "replace")
+    return excerpt(text).decode("utf-8", "replace")
+
+
 def _text(name: str) -> str:
-    """At most the last 2 MB, where the error of a long log stands."""
-    limit = 2 << 20
-    if name == "-":
+    """The text of a file or of standard input, of a very long one its beginning and its end."""
+    try:
+        if name != "-":
+            with typed(name).open("rb") as file:
+                return _ends(file)
+        if sys.stdin is None:
+            return ""
         if sys.stdin.isatty():
             print("paste the error, then end with Ctrl-D (Ctrl-Z and Enter on Windows):", file=sys.stderr)
-        return sys.stdin.buffer.read()[-limit:].decode("utf-8", "replace")
-    try:
-        with Path(name).expanduser().open("rb") as file:
-            size = file.seek(0, 2)
-            file.seek(max(0, size - limit))
-            return file.read(limit).decode("utf-8", "replace")
-    except OSError as error:
+        return _ends(sys.stdin.buffer)
+    except (OSError, ValueError) as error:
         raise Problems(
             Problem(
                 f"{name} cannot be read",
-                found=error.strerror or str(error),
+                found=getattr(error, "strerror", None) or str(error),
                 wanted="a text file, or - for standard input",
             )
         ) from None

@@ -20,6 +20,8 @@ def reinstall(machine: Machine, requirement: str, index: str) -> tuple[str, ...]
     """
     there = machine.build.version is not None or bool(machine.build.broken)
     packages = ("torch", *machine.companions)
+    if machine.installer == "target":
+        return (_install(_into_folder(machine), requirement, packages, index),)
     if machine.installer == "poetry":
         return _poetry(requirement, packages, index, there)
     if machine.installer == "conda":
@@ -61,6 +63,8 @@ def renew(machine: Machine, package: str) -> str:
         )
     if machine.installer == "uv":
         return f"{_pip_words(machine)[1]} --upgrade --reinstall --no-deps --no-cache {package}"
+    if machine.installer == "target":
+        return f"{_into_folder(machine)} --no-deps --no-cache-dir {package}"
     return (
         f"{_program(machine)} -m pip install --upgrade --force-reinstall --no-deps --no-cache-dir {package}"
     )
@@ -82,6 +86,14 @@ def show_only(gpus: Sequence[Gpu], os: str) -> str:
     if os == "windows":
         return "; ".join(f'$env:{name} = "{value}"' for name, value in settings.items())
     return "export " + " ".join(f"{name}={value}" for name, value in settings.items())
+
+
+def _into_folder(machine: Machine) -> str:
+    """Into a folder of packages with no Python beside it: pip replaces what lies there, so it is no no-op."""
+    return (
+        f"python -m pip install --upgrade --target {_program(machine)} "
+        f"--python-version {machine.python} --only-binary=:all:"
+    )
 
 
 def _pip_words(machine: Machine) -> tuple[str, str]:

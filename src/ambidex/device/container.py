@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ambidex.device.machine import Container
+from ambidex.device.paths import is_there
 
 _NODES = ("dev/nvidiactl", "dev/nvidia0", "dev/dxg", "dev/nvhost-gpu", "dev/nvgpu")
 _LIBRARY_FOLDERS = (
@@ -34,7 +35,7 @@ def look(root: Path = Path("/"), environ: Mapping[str, str] | None = None) -> Co
     kind = _kind(root, environ)
     if not kind and not wsl:
         return Container()
-    nodes = [name for name in _NODES if (root / name).exists()]
+    nodes = [name for name in _NODES if is_there(root / name)]
     library = finds_libcuda(root, environ)
     detail = _detail(root, environ, bool(nodes), library, wsl and not kind)
     return Container(kind or "wsl", bool(nodes) and library, detail)
@@ -46,14 +47,14 @@ def is_wsl(root: Path = Path("/")) -> bool:
 
 def has_nvidia_nodes(root: Path = Path("/")) -> bool:
     """Whether the kernel offers an NVIDIA device here, under Linux's, WSL's or Jetson's name."""
-    return any((root / name).exists() for name in _NODES)
+    return any(is_there(root / name) for name in _NODES)
 
 
 def finds_libcuda(root: Path, environ: Mapping[str, str]) -> bool:
     """Whether the driver's library lies where the loader looks. No library is loaded."""
     folders = [root / name for name in _LIBRARY_FOLDERS]
     folders += [Path(entry) for entry in environ.get("LD_LIBRARY_PATH", "").split(":") if entry]
-    if any((folder / "libcuda.so.1").exists() for folder in folders):
+    if any(is_there(folder / "libcuda.so.1") for folder in folders):
         return True
     try:
         return b"libcuda.so.1" in (root / "etc/ld.so.cache").read_bytes()
@@ -72,16 +73,16 @@ def compat_shadow(environ: Mapping[str, str]) -> str:
 
 
 def _kind(root: Path, environ: Mapping[str, str]) -> str:
-    if "KUBERNETES_SERVICE_HOST" in environ or (root / "var/run/secrets/kubernetes.io").exists():
+    if "KUBERNETES_SERVICE_HOST" in environ or is_there(root / "var/run/secrets/kubernetes.io"):
         return "kubernetes"
-    if (root / "run/.containerenv").exists() or environ.get("container") == "podman":
+    if is_there(root / "run/.containerenv") or environ.get("container") == "podman":
         return "podman"
-    if (root / ".dockerenv").exists():
+    if is_there(root / ".dockerenv"):
         return "docker"
     if (
         "APPTAINER_CONTAINER" in environ
         or "SINGULARITY_CONTAINER" in environ
-        or (root / ".singularity.d").exists()
+        or is_there(root / ".singularity.d")
     ):
         return "apptainer"
     groups = _text(root / "proc/1/cgroup") + _text(root / "proc/self/cgroup")
@@ -113,7 +114,7 @@ def _detail(root: Path, environ: Mapping[str, str], nodes: bool, library: bool, 
         )
     asked = environ.get("NVIDIA_VISIBLE_DEVICES")
     said = "" if asked is None else f"; NVIDIA_VISIBLE_DEVICES is {asked!r}"
-    host = "; the host has an NVIDIA driver" if (root / "proc/driver/nvidia/version").exists() else ""
+    host = "; the host has an NVIDIA driver" if is_there(root / "proc/driver/nvidia/version") else ""
     return f"no /dev/nvidiactl and no /dev/dxg: started without a GPU{said}{host}"
 
 

@@ -8,8 +8,10 @@ their own SASS. Source: NVIDIA's Blackwell Compatibility Guide 13.0, and torch 2
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
 
 from ambidex.device import builds
+from ambidex.device.builds import Release
 from ambidex.device.diagnosis import Kind, Verdict
 from ambidex.device.machine import Arch, Build, Driver, Gpu
 from ambidex.device.version import TorchVersion, at_least, cuda_of_tag, dotted, numbers, pair
@@ -132,6 +134,19 @@ def _why_none(
             f"{above[0]} needs a GPU of {above[0].major}.{above[0].minor} or above, and this is {dotted(cc)}"
         )
     return f"nothing that it has runs on {sm(cc)}"
+
+
+@cache
+def serving(cc: Capability, os: str, machine: str) -> tuple[Release, ...]:
+    """The releases for this platform that have machine code for such a GPU.
+
+    PTX alone does not count: it would start slowly, and somewhere a build has the code.
+    """
+    gpu = Gpu("", cc)
+    kinds = {
+        row: verdict(row.build(), gpu, None, "", os, machine).kind for row in builds.releases(os, machine)
+    }
+    return tuple(row for row, kind in kinds.items() if kind in ("native", "same-major"))
 
 
 def is_integrated(cc: Capability | None) -> bool:

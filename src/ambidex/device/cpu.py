@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import platform
 import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping
@@ -229,6 +228,8 @@ def _windows(usable: Collection[int]) -> Cpu:
         present = kernel.IsProcessorFeaturePresent  # type: ignore[attr-defined]
         isa = [name for number, name in ((39, "avx"), (40, "avx2"), (41, "avx512f")) if present(number)]
     count = max(1, len(usable))
+    import platform
+
     return Cpu(platform.processor(), max(1, min(cores or count, count)), count, None, tuple(isa))
 
 

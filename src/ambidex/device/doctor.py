@@ -7,23 +7,27 @@ a child process. `from ambidex import doctor, gpu_usable` is for other projects.
 from __future__ import annotations
 
 import os as system
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from ambidex.device import facts, hiding, rules
 from ambidex.device import probe as probing
 from ambidex.device.asked import understood
 from ambidex.device.diagnosis import EXIT_OF, Cause, Diagnosis
+from ambidex.device.environment import Environment
 from ambidex.device.facts import Facts, may_have_gpu
 from ambidex.device.gpus_seen import Seen
 from ambidex.device.machine import Gpu, Machine, Tried
 from ambidex.device.probe import Probe
 from ambidex.device.report import Report
+from ambidex.errors import Problem, Problems
 
 if TYPE_CHECKING:
     from ambidex.device.extensions import Scan
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -48,29 +52,37 @@ def doctor(
     python: str | None = None,
     os: str | None = None,
     machine: str | None = None,
+    wrong: Sequence[Problem] = (),
     see: Callable[..., Facts] = facts.look,
     run_probe: Callable[..., Probe] = probing.run,
 ) -> Report:
     """The report on this machine, or, where any of ``torch`` to ``machine`` is given, on the supposed one.
 
     ``device`` is auto, cpu, cuda, cuda:N or mps; one asked for by name is judged strictly. ``probe`` False
-    keeps to theory. Raises `Problems` (exit 2) where an argument cannot be understood.
+    keeps to theory. Raises `Problems` (exit 2) with every argument that cannot be understood, after those
+    that the caller found ``wrong`` already.
     """
-    device = understood(device, "flag")
+    problems = list(wrong)
+    device = _read(lambda: understood(device, "flag"), problems) or "auto"
     supposed = any(word is not None for word in (torch, gpu, driver, python, os, machine))
-    found = see(python_env) if gpu is None else see(python_env, look_at_gpus=lambda *_: Seen())
+    looked = _read(
+        lambda: see(python_env) if gpu is None else see(python_env, look_at_gpus=lambda *_: Seen()), problems
+    )
+    found = looked or Facts(Machine(), Environment("python", "", Path(), ()))
     if supposed:
         elsewhere = any(word is not None for word in (torch, python, os, machine)) and python_env is None
         here = _as_if_elsewhere(found.machine) if elsewhere else found.machine
         from ambidex.device import whatif  # what few runs need is not loaded by every one
 
-        imagined = whatif.machine_from(
-            torch=torch, gpu=gpu, driver=driver, python=python, os=os, machine=machine, here=_unhidden(here)
-        )
-        found = replace(found, machine=replace(imagined, cpu=found.machine.cpu), notes=())
+        words = {"torch": torch, "gpu": gpu, "driver": driver, "python": python, "os": os, "machine": machine}
+        imagined = _read(lambda: whatif.machine_from(**words, here=_unhidden(here)), problems) or here
+        notes = whatif.not_installable(imagined) if torch is not None and not problems else ()
+        found = replace(found, machine=replace(imagined, cpu=found.machine.cpu), notes=notes)
+    if problems:
+        raise Problems(problems)
     scan = _scanned(found) if torch is None else None
     tried = None
-    if probe and not supposed and device != "cpu" and may_have_gpu(found):
+    if probe and not supposed and device != "cpu" and found.environment.program and may_have_gpu(found):
         tried = run_probe(found.environment.program)
     return Report(
         facts=found,
@@ -115,6 +127,8 @@ def diagnose(
             one, extensions=None if scan is None else scan.extensions, probe=tried, strict=strict
         )
         answer = replace(answer, not_checked=(*answer.not_checked, *(scan.notes if scan else ())))
+        if answer.cause.id == "NO_GPU" and found.seen.notes:
+            answer = replace(answer, cause=replace(answer.cause, why="; ".join(found.seen.notes)))
         return _hanging(answer, found) if found.seen.hangs else answer
 
     if device == "cpu":
@@ -122,6 +136,15 @@ def diagnose(
     if device == "mps" or (device == "auto" and _mps_ran(probe)):
         return _on_mps(judge(machine), machine, probe)
     return judge(machine) if device == "auto" else _on_cuda(judge, machine, probe, device)
+
+
+def _read(ask: Callable[[], _T], problems: list[Problem]) -> _T | None:
+    """What was asked for, or None with what is wrong put to the rest of it."""
+    try:
+        return ask()
+    except Problems as found:
+        problems.extend(found.problems)
+        return None
 
 
 def _as_if_elsewhere(machine: Machine) -> Machine:

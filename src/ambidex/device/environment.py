@@ -8,15 +8,16 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ambidex.device.ask import Answer, ask
+from ambidex.device.paths import broken_link, is_file, is_folder, is_there, on_path, real, typed
 from ambidex.errors import Problem, Problems
 
+_PROGRAMS = ("bin/python", "bin/python3", "Scripts/python.exe", "python.exe")
 _ASKED = "import json, sys; print(json.dumps([list(sys.version_info[:2]), sys.prefix, sys.path]))"
 
 
@@ -43,16 +44,20 @@ def this(
     return Environment(_typed(executable), version, Path(prefix), places, program=executable)
 
 
-def at(where: str | Path, *, put: Callable[..., Answer] = ask, seconds: float = 5.0) -> Environment:
+def at(where: str | Path, *, put: Callable[..., Answer] = ask, seconds: float = 4.0) -> Environment:
     """Another environment: a venv or conda folder, a python executable, or a folder of packages.
 
     Its Python is asked for its path; where it cannot answer (another system's environment, a broken one), the
     folders on disk have to do, and ``notes`` say so. Raises `Problems` where nothing there looks like one.
     """
-    path = Path(where).expanduser()
-    if not path.exists():
-        raise _no_environment(path, "there is nothing at that path")
-    program = path if path.is_file() else _program_of(path)
+    path = typed(where)
+    if not is_there(path):
+        leads = broken_link(path)
+        gone = f"it is a link to {leads}, which is not there" if leads else "there is nothing at that path"
+        raise _no_environment(path, gone)
+    program = path if is_file(path) else _program_of(path)
+    if program is not None and len(program.parts) == 1:
+        program = Path.cwd() / program  # a bare name would be looked for on PATH
     prefix = _prefix_of(path)
     note = ""
     if program is not None:
@@ -67,16 +72,22 @@ def at(where: str | Path, *, put: Callable[..., Answer] = ask, seconds: float = 
         note = f"{program} was not able to say where its packages lie ({why})"
     places = _places_on_disk(prefix)
     if not places:
-        raise _no_environment(path, note or "it holds no python and no site-packages")
+        raise _no_environment(path, note or _dead_program(path) or "it holds no python and no site-packages")
     version = _version_on_disk(prefix, places)
-    name = str(program or prefix)
-    return Environment(name, version, prefix, places, own=False, program=name, notes=(note,) if note else ())
+    if program is None and places != (prefix,):
+        note = f"{prefix} has no python here: the commands name the one that belongs there"
+    name, started = str(program or _program_missing(prefix, places)), str(program or "")
+    return Environment(
+        name, version, prefix, places, own=False, program=started, notes=(note,) if note else ()
+    )
 
 
 def installer_of(environment: Environment, torch: Path | None, environ: Mapping[str, str]) -> str:
     """pip, uv, poetry or conda: what put torch there says its INSTALLER file; without torch, what the place
-    looks like.
+    looks like. A folder that has no Python of its own is pip's `target`.
     """
+    if environment.places == (environment.prefix,) and not environment.program:
+        return "target"
     wrote = _installer_file(torch)
     uv_made = "uv" in _pyvenv(environment.prefix)
     if wrote in ("uv", "conda"):
@@ -101,7 +112,7 @@ def companions(environment: Environment, torch: Path | None) -> tuple[str, ...]:
 
 def _typed(executable: str) -> str:
     """``python`` where that is this very Python, else the whole path."""
-    found = shutil.which("python")
+    found = on_path("python", os.environ.get("PATH"))
     if found and os.path.abspath(found) == os.path.abspath(executable):  # noqa: PTH100  links must stay unresolved
         return "python"
     return executable or "python"
@@ -118,15 +129,26 @@ def _no_environment(path: Path, found: str) -> Problems:
 
 
 def _program_of(folder: Path) -> Path | None:
-    for name in ("bin/python", "bin/python3", "Scripts/python.exe", "python.exe"):
-        if (folder / name).is_file():
-            return folder / name
-    return None
+    return next((folder / name for name in _PROGRAMS if is_file(folder / name)), None)
+
+
+def _program_missing(prefix: Path, places: Iterable[Path]) -> Path:
+    """The Python that would lie there, were it here: a folder of packages alone has none."""
+    if prefix in places:
+        return prefix
+    windows = is_folder(prefix / "Scripts") or any(place.parts[-2] == "Lib" for place in places)
+    return prefix / ("Scripts/python.exe" if windows else "bin/python")
+
+
+def _dead_program(folder: Path) -> str:
+    """What became of a venv whose Python was removed: its link leads nowhere."""
+    dead = ((name, broken_link(folder / name)) for name in _PROGRAMS)
+    return next((f"its {name} is a link to {leads}, which is not there" for name, leads in dead if leads), "")
 
 
 def _prefix_of(path: Path) -> Path:
     """The environment of a program or a folder. A venv's python is a link: it is not followed."""
-    if path.is_dir():
+    if is_folder(path):
         return path
     return path.parent.parent if path.parent.name in ("bin", "Scripts") else path.parent
 
@@ -151,12 +173,12 @@ def _places_on_disk(prefix: Path) -> tuple[Path, ...]:
         "lib/python3/dist-packages",
         "lib/python3.*/dist-packages",
     )
-    found = [folder for pattern in patterns for folder in sorted(prefix.glob(pattern)) if folder.is_dir()]
-    if not found and (prefix / "torch").is_dir():  # a folder of packages itself
+    found = [folder for pattern in patterns for folder in sorted(prefix.glob(pattern)) if is_folder(folder)]
+    if not found and is_folder(prefix / "torch"):  # a folder of packages itself
         found = [prefix]
     unique: dict[Path, Path] = {}
     for folder in found:
-        unique.setdefault(folder.resolve(), folder)
+        unique.setdefault(real(folder), folder)
     return tuple(unique.values())
 
 
@@ -198,4 +220,4 @@ def _installer_file(torch: Path | None) -> str:
 
 
 def _holds(places: Iterable[Path], package: str) -> bool:
-    return any((place / package / "__init__.py").exists() or (place / package).is_dir() for place in places)
+    return any(is_there(place / package / "__init__.py") or is_folder(place / package) for place in places)

@@ -8,6 +8,7 @@ is told so.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -23,9 +24,20 @@ UNKNOWN = 30  # exit code where nothing was recognised
 _ENTRY = r"(?:sm|compute)_\d{2,3}[af]?"
 _LIST = re.compile(rf"{_ENTRY}(?:['\",\s]{{1,6}}{_ENTRY})*")
 _GPU = re.compile(
-    r"(?P<name>(?:NVIDIA|Tesla|Quadro|GeForce)[^\n\"']{0,80}?) with CUDA capability (?P<arch>sm_\d{2,3})",
+    r"(?P<name>(?:NVIDIA|Tesla|Quadro|GeForce)[^\n\"']{0,80}?) (?:with CUDA capability (?P<arch>sm_\d{2,3})"
+    r"|which is of (?:cuda|compute) capability (?P<major>\d{1,2})\.(?P<minor>\d)\b)",
     re.IGNORECASE,
 )
+# torch up to 2.10 told its list by its ends, in one sentence or in another.
+_FROM_TO = re.compile(
+    r"cuda capability supported by this (?:version of PyTorch|library) is \(?(\d{1,2})\.(\d)\b\)?(?: - \((\d{1,2})\.(\d)\))?",
+    re.IGNORECASE,
+)
+_PYTHON = re.compile(
+    r"\bpython(?:[ _]version:?\s*|[/\\ -]?)3\.(\d{1,2})\b|\bPython3(\d{1,2})\b|-cp3(\d{1,2})-|cpython-3(\d{1,2})\b",
+    re.IGNORECASE,
+)
+_ARM = re.compile(r"\baarch64\b|\bGB10\b|\bJetson\b|\bGH200\b|\bGB200\b|\bDGX Spark\b")
 _CC = re.compile(
     r"(?:compute|CUDA) capability:?\s+(?:is\s+)?(?P<major>\d{1,2})\.(?P<minor>\d)\b", re.IGNORECASE
 )
@@ -40,7 +52,7 @@ _VERSION = re.compile(
     r"(?:\+[\w.]+)?)",
     re.IGNORECASE,
 )
-_DRIVER = re.compile(r"Driver Version:\s*(?P<version>\d{3}\.\d{2}(?:\.\d{2})?)", re.IGNORECASE)
+_DRIVER = re.compile(r"Driver Version:\s*(?P<version>\d{3}\.\d{2,3}(?:\.\d{2})?)", re.IGNORECASE)
 _WINDOWS = re.compile(r"[A-Za-z]:\\|\.dll\b|\bWindows\b|\bwin_amd64\b")
 
 
@@ -82,6 +94,8 @@ class _Read:
     version: str | None = None
     driver: Driver = field(default_factory=Driver)
     os: str = "linux"
+    machine: str = "x86_64"
+    python: str = ""  # '' where the text does not tell
 
     def words(self) -> tuple[str, ...]:
         found = []
@@ -94,6 +108,8 @@ class _Read:
             found.append("code for " + " ".join(map(str, self.archs)))
         if self.driver.version:
             found.append(f"driver {self.driver.version}")
+        if self.python:
+            found.append(f"Python {self.python}")
         if self.driver.cuda:
             found.append(f"a driver for CUDA {self.driver.cuda[0]}.{self.driver.cuda[1]}")
         return tuple(found)
@@ -173,7 +189,9 @@ def _read(text: str) -> _Read:
     archs: tuple[Arch, ...] = ()
     if lists:
         archs = tuple(dict.fromkeys(Arch.parse(entry) for entry in max(lists, key=len)))
-    version = _VERSION.search(text)
+    if not archs:
+        archs = _by_the_ends(text)
+    version, python = _VERSION.search(text), _PYTHON.search(text)
     driver, cuda = _DRIVER.search(text), re.search(r"found version (\d{4,5})\b", text)
     # torch writes the driver's CUDA as 12080 for 12.8.
     spoken = (int(cuda[1]) // 1000, int(cuda[1]) % 1000 // 10) if cuda else None
@@ -184,11 +202,28 @@ def _read(text: str) -> _Read:
         version=version["version"] if version else None,
         driver=Driver(driver["version"] if driver else None, spoken),
         os="windows" if windows else "linux",
+        machine=_machine(text, windows),
+        python=f"3.{next(filter(None, python.groups()))}" if python else "",
     )
+
+
+def _machine(text: str, windows: bool) -> str:
+    if windows or "x86_64" in text:
+        return "x86_64"
+    return "aarch64" if _ARM.search(text) else this_machine()
+
+
+def _by_the_ends(text: str) -> tuple[Arch, ...]:
+    """The list's first and last entry, of which a warning tells where it does not print the list."""
+    told = _FROM_TO.search(text)
+    numbers = [int(number) for number in told.groups() if number] if told else []
+    return tuple(Arch("sm", numbers[at], numbers[at + 1]) for at in range(0, len(numbers), 2))
 
 
 def _gpu(text: str) -> Gpu | None:
     told = _GPU.search(text)
+    if told and told["major"]:
+        return Gpu(told["name"].strip(), (int(told["major"]), int(told["minor"])))
     if told:
         arch = Arch.parse(told["arch"].lower())
         return Gpu(told["name"].strip(), (arch.major, arch.minor))
@@ -220,7 +255,12 @@ def _judged(facts: _Read) -> Diagnosis | None:
         source="scanned" if facts.archs else "unknown",
     )
     machine = Machine(
-        os=facts.os, machine=this_machine(), build=build, gpus=(facts.gpu,), driver=facts.driver
+        os=facts.os,
+        machine=facts.machine,
+        python=facts.python or f"{sys.version_info[0]}.{sys.version_info[1]}",
+        build=build,
+        gpus=(facts.gpu,),
+        driver=facts.driver,
     )
     return rules.judge(machine)
 

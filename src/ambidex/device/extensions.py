@@ -19,6 +19,7 @@ from pathlib import Path
 
 from ambidex.device import fatbin
 from ambidex.device.machine import Arch, Extension
+from ambidex.device.paths import is_file, is_folder, is_there, real
 
 # torch is judged by its own list; nvidia's packages are its parts; the rest carry no code of their own for a
 # GPU.
@@ -94,10 +95,10 @@ def _libraries(places: Iterable[Path]) -> Iterator[tuple[Path, Path]]:
     """(folder of packages, library) for every shared library that may carry GPU code of its own."""
     seen: set[Path] = set()
     for place in places:
-        of_packages = place.name in ("site-packages", "dist-packages") or (place / "torch").is_dir()
-        if not of_packages or place.resolve() in seen:
+        of_packages = place.name in ("site-packages", "dist-packages") or is_folder(place / "torch")
+        if not of_packages or real(place) in seen:
             continue
-        seen.add(place.resolve())
+        seen.add(real(place))
         for folder, inner, files in os.walk(place):
             if Path(folder) == place:
                 inner[:] = [name for name in inner if not _PASSED_OVER.fullmatch(name)]
@@ -106,7 +107,7 @@ def _libraries(places: Iterable[Path]) -> Iterator[tuple[Path, Path]]:
             for name in sorted(files):
                 path = Path(folder) / name
                 with contextlib.suppress(OSError):
-                    if _LIBRARY.fullmatch(name) and path.is_file() and path.stat().st_size >= _SMALLEST_BYTES:
+                    if _LIBRARY.fullmatch(name) and is_file(path) and path.stat().st_size >= _SMALLEST_BYTES:
                         yield place, path
 
 
@@ -164,6 +165,6 @@ def _save(cache: Path | None, rows: Mapping[str, list[object]]) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         beside = target.with_name(f".{target.name}.{os.getpid()}")
         beside.write_text(
-            json.dumps({path: row for path, row in rows.items() if Path(path).exists()}), "utf-8"
+            json.dumps({path: row for path, row in rows.items() if is_there(Path(path))}), "utf-8"
         )
         beside.replace(target)

@@ -8,8 +8,6 @@ machine together on disk.
 from __future__ import annotations
 
 import os
-import platform
-import shutil
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +17,7 @@ from ambidex.device import container, cpu, environment, gpus_seen, hiding, insta
 from ambidex.device.environment import Environment
 from ambidex.device.gpus_seen import Seen
 from ambidex.device.machine import Container, Cpu, Machine
+from ambidex.device.paths import on_path
 
 _COMPILERS = ("g++", "c++", "clang++", "gcc", "cc", "clang")
 
@@ -106,14 +105,19 @@ def this_os() -> str:
 
 def this_machine() -> str:
     """``x86_64`` or ``aarch64``, however the system spells it."""
-    name = platform.machine().lower()
+    if hasattr(os, "uname"):
+        name = os.uname().machine.lower()
+    else:  # Windows
+        import platform
+
+        name = platform.machine().lower()
     return {"amd64": "x86_64", "x64": "x86_64", "arm64": "aarch64"}.get(name, name or "x86_64")
 
 
 def _compiler(os_name: str, environ: Mapping[str, str]) -> str:
     names = ("cl", "clang-cl") if os_name == "windows" else _COMPILERS
     wanted = environ.get("CXX", "").split()[:1]
-    found = (shutil.which(name, path=environ.get("PATH")) for name in (*wanted, *names))
+    found = (on_path(name, environ.get("PATH")) for name in (*wanted, *names))
     return next((path for path in found if path), "")
 
 
@@ -123,5 +127,5 @@ def _numbering(seen: Seen, environ: Mapping[str, str]) -> tuple[str, ...]:
     return (
         "the GPUs differ and CUDA_DEVICE_ORDER is not set: CUDA numbers the fastest first, nvidia-smi by "
         "the PCI bus, so "
-        "cuda:0 need not be GPU 0 below (CUDA_DEVICE_ORDER=PCI_BUS_ID makes them agree)",
+        "cuda:0 need not be GPU 0 here (CUDA_DEVICE_ORDER=PCI_BUS_ID makes them agree)",
     )

@@ -21,6 +21,17 @@ class Fingerprint:
     doctor: str = ""  # the doctor's cause id where it is one of those
 
 
+# CUDA itself speaks English; programs and forums translate what it said.
+_KERNEL_IMAGE = (
+    r"(?:内核|核心)(?:映像|镜像|图像|映射)|カーネル ?イメージ|커널 이미지|образ[а-я]* ядра|kernel-?image[^\n]{0,40}verfügbar"
+    r"|imagen del? kernel|image (?:de |du )?noyau|imagem d[eo] kernel|immagine del kernel"
+)
+# The loader speaks the system's language; the names around its words are the same in all.
+_SYMBOL = (
+    r"(?:undefined symbol|未定义(?:的)?符号|未定義(?:的)?符號|未定義シンボル|nicht definiertes Symbol|symbole (?:indéfini|non défini)"
+    r"|símbolo (?:no|não) definido|simbolo non definito|неопредел[её]нный символ) ?[:：] ?"
+)
+
 KNOWN: tuple[Fingerprint, ...] = (
     Fingerprint(
         "container_toolkit",
@@ -61,7 +72,7 @@ KNOWN: tuple[Fingerprint, ...] = (
     ),
     Fingerprint(
         "symbol_nvjitlink",
-        r"undefined symbol: (_*nvJitLink\w*)",
+        _SYMBOL + r"(_*nvJitLink\w*)",
         "A library of the wheel found another CUDA's libnvJitLink first ({0}): LD_LIBRARY_PATH leads to a "
         "CUDA toolkit of "
         "another version.",
@@ -70,14 +81,14 @@ KNOWN: tuple[Fingerprint, ...] = (
     ),
     Fingerprint(
         "symbol_mkl",
-        r"undefined symbol: (iJIT_\w+)",
+        _SYMBOL + r"(iJIT_\w+)",
         "torch from conda found an MKL that it was not built for ({0}).",
         'conda install "mkl<2024.1"',
         "TORCH_BROKEN",
     ),
     Fingerprint(
         "symbol_torch",
-        r"undefined symbol: (\w*(?:c10|torch|at\d|ATen)\w*)",
+        _SYMBOL + r"(\w*(?:c10|torch|at\d|ATen)\w*)",
         "An extension library was built against another torch than the one installed: it asks for {0}, "
         "which this torch "
         "has not.",
@@ -87,7 +98,7 @@ KNOWN: tuple[Fingerprint, ...] = (
     ),
     Fingerprint(
         "symbol",
-        r"undefined symbol: (\w+)",
+        _SYMBOL + r"(\w+)",
         "Two libraries that were not built for each other were loaded together: {0} is asked for and is in "
         "neither.",
         "reinstall the package whose file the message names, in the same environment as torch",
@@ -95,7 +106,7 @@ KNOWN: tuple[Fingerprint, ...] = (
     ),
     Fingerprint(
         "libcuda_missing",
-        r"libcuda\.so(?:\.1)?:? cannot open shared object|(?:could not|failed to|unable to|cannot) "
+        r"libcuda\.so(?:\.1)?:? cannot open shared object|(?:OSError|ImportError): libcuda\.so(?:\.1)?:|(?:could not|failed to|unable to|cannot) "
         r"(?:load|find|open|"
         r"locate)[^\n]{0,40}\b(?:libcuda|nvcuda\.dll)|cannot find -lcuda\b",
         "The driver's library, libcuda, is not here: there is no NVIDIA driver, or the container was "
@@ -109,14 +120,15 @@ KNOWN: tuple[Fingerprint, ...] = (
     Fingerprint(
         "library_missing",
         r"(lib(?:cudart|cublas\w*|cudnn\w*|cufft|curand|cusparse\w*|cusolver|nccl|nvrtc|nvJitLink|nvToolsExt|cupti|"
-        r"cufile|nvshmem\w*|c10\w*|torch\w*)[\w.-]*): cannot open shared object",
+        r"cufile|nvshmem\w*|c10\w*|torch\w*)[\w.-]*): cannot open shared object"
+        r"|(?:OSError|ImportError): (lib(?!cuda\.so)(?:cu|nv|nccl|c10|torch)[\w-]*\.so[\w.]*): (?!undefined|version)",
         "{0} is not found: the installation is incomplete, or its nvidia-* packages belong to another CUDA.",
         "reinstall torch with its dependencies, uninstalling it first; `ambidex doctor` prints the command",
         "TORCH_BROKEN",
     ),
     Fingerprint(
         "dll_missing",
-        r"\[WinError (?:126|127|1114|193)\][^\n]*",
+        r"\[WinError (?:126|127|1114|193)\][^\n]*|DLL load failed while importing [^\n]*",
         "Windows could not load one of torch's DLLs or something that it needs: {0}",
         "install the Microsoft Visual C++ redistributable (x64), then reinstall torch, uninstalling it first",
         "TORCH_BROKEN",
@@ -181,7 +193,8 @@ KNOWN: tuple[Fingerprint, ...] = (
     Fingerprint(
         "not_compatible",
         r"is not compatible with the current PyTorch installation|supports CUDA capabilities "
-        r"(?:sm_|compute_)",
+        r"(?:sm_|compute_)|PyTorch no longer supports this GPU|cuda capability supported by this (?:library|version)|"
+        r"not compatible with the current CUDA capabilit|不支持\s?(?:RTX\s?)?50\s?系",
         "torch's own start-up check says that this build has no code for this GPU.",
         "install a build that has: `ambidex doctor` prints the command",
         "ARCH_NONE",
@@ -221,7 +234,7 @@ KNOWN: tuple[Fingerprint, ...] = (
         "no_kernel_image",
         r"no kernel image is available for "
         r"execution|cudaErrorNoKernelImageForDevice|CUDA_ERROR_NO_BINARY_FOR_GPU|"
-        r"hipErrorNoBinaryForGpu|device kernel image is invalid",
+        r"hipErrorNoBinaryForGpu|device kernel image is invalid|" + _KERNEL_IMAGE,
         "The library that ran has no code for this GPU: torch, or an extension of it.",
         "`ambidex doctor` says which of them, and prints a build that has code for this GPU",
         "ARCH_NONE",

@@ -11,11 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from functools import cache
 
 from ambidex.device import builds, commands
 from ambidex.device.builds import Release
-from ambidex.device.covers import driver_allows, floor, is_integrated, verdict
+from ambidex.device.covers import driver_allows, floor, is_integrated, serving, verdict
 from ambidex.device.diagnosis import Fix
 from ambidex.device.machine import Build, Gpu, Machine
 from ambidex.device.naming import capabilities, numbered
@@ -38,10 +37,10 @@ def fixes(machine: Machine) -> tuple[Fix, ...]:
     if not covered:
         return ()
     left = [gpu for gpu in wanted if gpu not in covered]
-    working = [gpu for gpu in wanted if _runs(machine.build, gpu, machine)]
+    working = [gpu for gpu in wanted if can_start(machine, gpu)]
     shown = [_show_only(machine, working, [gpu for gpu in wanted if gpu not in working])]
-    if left and len(working) >= len(covered):
-        return tuple(shown)  # no other build would serve more of them
+    if left and _worth(working) >= _worth(covered):
+        return tuple(shown)  # no other build would serve more of them, or newer ones
     found = _ways(machine, covered)
     return tuple(_naming(fix, covered, left) for fix in (shown if left and working else []) + found)
 
@@ -57,6 +56,12 @@ def keep_and_update_driver(machine: Machine) -> Fix | None:
         return None
     why = f"{update_driver(machine, needed)}; torch {build.version} then runs as it is."
     return Fix(requires={"driver": needed}, why=why, build=build)
+
+
+def can_start(machine: Machine, gpu: Gpu) -> bool:
+    """Whether the present build runs on the GPU as things are: it has the code, and the driver is new enough."""
+    allowed = driver_allows(machine.driver, machine.build, gpu, driver_os(machine))
+    return allowed and _runs(machine.build, gpu, machine)
 
 
 def _runs(build: Build, gpu: Gpu, machine: Machine) -> bool:
@@ -96,7 +101,7 @@ def _most(machine: Machine, wanted: Sequence[Gpu]) -> list[Gpu]:
     """The GPUs that one build can serve together: as many as can be, and then the newest."""
     best: list[Gpu] = []
     for release in builds.releases(machine.os, machine.machine):
-        served = [gpu for gpu in wanted if _has_code(release, gpu)]
+        served = [gpu for gpu in wanted if _has_code(release, gpu, machine)]
         if _worth(served) > _worth(best):
             best = served
     return best
@@ -106,21 +111,15 @@ def _worth(gpus: Sequence[Gpu]) -> tuple[int, list[tuple[int, int]]]:
     return len(gpus), sorted((gpu.cc or (0, 0) for gpu in gpus), reverse=True)
 
 
-def _has_code(release: Release, gpu: Gpu) -> bool:
-    """Machine code, that is: PTX alone would start slowly, and somewhere a build has the code."""
-    return _runs_natively(release, gpu.cc)
-
-
-@cache
-def _runs_natively(release: Release, cc: tuple[int, int] | None) -> bool:
-    return verdict(release.build(), Gpu("", cc)).kind in ("native", "same-major")
+def _has_code(release: Release, gpu: Gpu, machine: Machine) -> bool:
+    return gpu.cc is not None and release in serving(gpu.cc, machine.os, machine.machine)
 
 
 def _ways(machine: Machine, gpus: Sequence[Gpu]) -> list[Fix]:
     fitting = [
         release
         for release in builds.releases(machine.os, machine.machine)
-        if all(_has_code(release, gpu) for gpu in gpus)
+        if all(_has_code(release, gpu, machine) for gpu in gpus)
     ]
     here = [release for release in fitting if release.allows(machine.python)]
     if not here:
@@ -244,7 +243,8 @@ def present(machine: Machine) -> str:
 
 def _show_only(machine: Machine, working: Sequence[Gpu], rest: Sequence[Gpu]) -> Fix:
     names, others = numbered(working), numbered(rest)
-    why = f"{names} works with this torch, and no build serves {others} as well: show torch that one alone."
+    verb, them = ("works", "that one") if len(working) == 1 else ("work", "those")
+    why = f"{names} {verb} with this torch, and no build serves {others} as well: show torch {them} alone."
     return Fix((commands.show_only(working, machine.os),), why=why, build=machine.build)
 
 

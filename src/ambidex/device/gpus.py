@@ -6,12 +6,10 @@ word by word, and words that change nothing (NVIDIA, Laptop, 80GB) are dropped f
 
 from __future__ import annotations
 
-import difflib
 import re
-import tomllib
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
+from pathlib import Path
 
 from ambidex.errors import Problem, Problems
 
@@ -31,6 +29,7 @@ _NOISE = frozenset(
         "with",
     }
     | {"design", "generation", "edition", "server", "workstation", "founders", "oc", "hgx", "series", "card"}
+    | {"developer", "kit", "lite", "hash", "rate", "lhr", "ceo", "v2", "ac", "dgxs"}
     | {
         "accelerator",
         "superchip",
@@ -53,6 +52,10 @@ _FAMILY = frozenset(
     {"rtx", "gtx", "gt", "quadro", "titan", "jetson", "agx", "dgx", "pro", "x"}
     | {"blackwell", "ada", "pascal", "maxwell"}
 )
+_PREFIX = r"(?:cuda |compute )?capability|sm|compute|cc"
+# Words of other makers, and NVIDIA's for a generation, which is no GPU.
+_OTHERS = re.compile(r"\b(amd|radeon|rx|instinct|mi\d{2,3}\w?|intel|arc|iris|uhd|apple|m[1-5]|adreno|mali)\b")
+_GENERATION = re.compile(r"kepler|maxwell|pascal|volta|turing|ampere|ada|lovelace|hopper|blackwell|rubin")
 _EXAMPLES = 'a name ("RTX 5060 Ti"), an architecture ("sm_120") or a compute capability ("12.0")'
 
 
@@ -69,7 +72,9 @@ class Known:
 @cache
 def known() -> tuple[Known, ...]:
     """Every GPU of `gpus.toml`, newest capability first."""
-    text = resources.files("ambidex.device").joinpath("gpus.toml").read_text(encoding="utf-8")
+    import tomllib  # only where a GPU is asked for by its name
+
+    text = Path(__file__).with_name("gpus.toml").read_text(encoding="utf-8")
     rows = {key: row for key, row in tomllib.loads(text).items() if isinstance(row, dict)}
     return tuple(
         Known(name, _capability(cc), row["generation"], row.get("machine", ""))
@@ -80,8 +85,8 @@ def known() -> tuple[Known, ...]:
 
 def find(text: str) -> Known:
     """``"rtx5060ti"``, ``"sm_120"`` or ``"12.0"`` -> the GPU. Raises Problems (exit 2) with near names."""
-    numeric = re.fullmatch(r"(?:sm|compute|cc)?[_ -]?(\d{1,2})[._]?(\d)[af]?", text.strip().lower())
-    if numeric and (re.match(r"\s*(sm|compute|cc)", text.lower()) or "." in text):
+    numeric = re.fullmatch(rf"(?:{_PREFIX})?[_ :-]*(\d{{1,2}})[._]?(\d)[af]?", text.strip().lower())
+    if numeric and (re.match(rf"\s*(?:{_PREFIX})", text.lower()) or "." in text):
         return _by_capability((int(numeric[1]), int(numeric[2])), text)
     return _by_name(text)
 
@@ -99,7 +104,8 @@ def _by_capability(cc: tuple[int, int], text: str) -> Known:
     capabilities = sorted({gpu.cc for gpu in known()} | {(10, 1)})
     # A GPU newer than the table is judged by the same rule as every other; one that never was is a slip.
     if cc == (10, 1) or capabilities[-1][0] < cc[0] < 20:
-        return Known(f"GPU of compute capability {cc[0]}.{cc[1]}", cc)
+        machine = "aarch64" if cc == (10, 1) else ""  # Thor's first number
+        return Known(f"GPU of compute capability {cc[0]}.{cc[1]}", cc, machine=machine)
     accepted = ", ".join(f"{major}.{minor}" for major, minor in capabilities)
     raise Problems(
         Problem(
@@ -138,6 +144,11 @@ def _miss(text: str, several: list[Known]) -> Problem:
     if several:
         choices = ", ".join(f"{gpu.name} ({gpu.cc[0]}.{gpu.cc[1]})" for gpu in several)
         return Problem(f"--gpu {text!r} names several GPUs.", found=choices, wanted="one of them, in full")
+    if _OTHERS.search(text.lower()):
+        other = (
+            "Only NVIDIA's GPUs are judged from their names; others are tried by the probe, where they are."
+        )
+        return Problem(f"--gpu {text!r} is no GPU of NVIDIA's.", found=other, wanted=_EXAMPLES)
     near = _near(text)
     return Problem(
         f"--gpu {text!r} is no GPU that the table has.",
@@ -148,7 +159,15 @@ def _miss(text: str, several: list[Known]) -> Problem:
 
 
 def _near(text: str) -> list[str]:
+    digits = text.strip()
+    as_capability = f"{digits[:-1]}.{digits[-1:]}" if "." not in digits and len(digits) > 1 else f"{digits}.0"
+    if digits.isascii() and digits.isdigit() and any(_dotted(gpu.cc) == as_capability for gpu in known()):
+        return [f"sm_{as_capability.replace('.', '')}"]
+    if _GENERATION.fullmatch(digits.lower()):
+        return [gpu.name for gpu in known() if gpu.generation.lower() == digits.lower()][:3]
     by_words = {" ".join(_words(gpu.name)): gpu.name for gpu in known()}
+    import difflib  # slow to load, and needed for a slip alone
+
     near = difflib.get_close_matches(" ".join(_words(text)), list(by_words), n=3, cutoff=0.5)
     return [by_words[words] for words in near]
 
@@ -173,11 +192,15 @@ def _words(name: str) -> tuple[str, ...]:
     """``"NVIDIA GeForce RTX5060Ti Laptop GPU"`` -> ``("rtx", "5060", "ti")``."""
     text = re.sub(r"\((r|tm)\)|[®™]", " ", name.lower())
     text = re.sub(r"\bmax[- ]?q\b|\bnot for resale\b", " ", text)
-    text = re.sub(r"\bmig\b.*", " ", text)
+    text = re.sub(r"\bmig\b.*|-\d+[qcba]\b", " ", text)  # a slice, or a virtual machine's share
     text = re.sub(r"\b(rtx|gtx|gt|titan|quadro|geforce|nvidia|tesla)(?=\w*\d)", r"\1 ", text)
     text = re.sub(r"\b(\d{3,4})(ti|super|d)(super)?\b", r"\1 \2 \3", text)
-    words = re.findall(r"[a-z0-9]+", text)
+    words = re.findall(r"[^\W_]+", text)
     return tuple(word for word in words if word not in _NOISE and not _SIZE.fullmatch(word))
+
+
+def _dotted(cc: tuple[int, int]) -> str:
+    return f"{cc[0]}.{cc[1]}"
 
 
 def _capability(text: str) -> tuple[int, int]:

@@ -6,11 +6,8 @@ and the kernel's files tell only the driver.
 
 from __future__ import annotations
 
-import csv
-import ctypes
 import json
 import re
-import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,6 +17,7 @@ from typing import Any
 from ambidex.device import container, gpus, nvml
 from ambidex.device.ask import Answer, ask
 from ambidex.device.machine import Driver, Gpu
+from ambidex.device.paths import is_file, is_there, on_path
 from ambidex.errors import Problems
 
 _FIELDS = "index,uuid,name,compute_cap,driver_version,memory.total"
@@ -75,7 +73,7 @@ def look(
     if shadow:
         notes = (*notes, f"{shadow} on LD_LIBRARY_PATH shadows the driver's libcuda (error 804 on a GeForce)")
     nvidia = bool(found or driver.version or hangs) or container.has_nvidia_nodes(root)
-    amd = (root / "dev/kfd").exists()
+    amd = is_there(root / "dev/kfd")
     return Seen(tuple(_named(gpu) for gpu in found), driver, nvidia, amd, hangs, notes)
 
 
@@ -91,19 +89,19 @@ def _named(gpu: Gpu) -> Gpu:
 
 def find_smi(root: Path, environ: Mapping[str, str]) -> str | None:
     """``nvidia-smi`` where it is on PATH, else where WSL and Windows keep it."""
-    found = shutil.which("nvidia-smi", path=environ.get("PATH"))
+    found = on_path("nvidia-smi", environ.get("PATH"))
     if found:
         return found
     system = Path(environ.get("SystemRoot", "")) / "System32/nvidia-smi.exe"
     for place in (root / "usr/lib/wsl/lib/nvidia-smi", system):
-        if place.is_file():
+        if is_file(place):
             return str(place)
     return None
 
 
 def by_nvml(
     *,
-    load: Callable[[str], Any] = ctypes.CDLL,
+    load: Callable[[str], Any] | None = None,
     put: Callable[..., Answer] = ask,
     seconds: float = 3.0,
 ) -> Told:
@@ -150,12 +148,18 @@ def by_smi(program: str, *, put: Callable[..., Answer] = ask, seconds: float = 4
         return Told(notes=(note,), hangs="did not answer" in answer.trouble)
     found, version = parse_csv(answer.out, fields.split(","))
     if not found:
-        return Told(notes=(f'nvidia-smi named no GPU; it said "{_first_words(answer.out)}"',))
-    return Told(found, Driver(version, cuda_of_header(put([program], seconds=seconds).out)))
+        said = _first_words(answer.out)
+        return Told(
+            notes=(f'nvidia-smi named no GPU; it said "{said}"' if said else "nvidia-smi said nothing",)
+        )
+    # The header is asked for one number that the table has too: half the time has to do.
+    return Told(found, Driver(version, cuda_of_header(put([program], seconds=seconds / 2).out)))
 
 
 def parse_csv(text: str, fields: Sequence[str]) -> tuple[tuple[Gpu, ...], str | None]:
     """GPUs and driver version from `--format=csv,noheader`. Lines that are no such row are passed over."""
+    import csv
+
     found: dict[int, Gpu] = {}
     version = None
     for line in text.replace("\0", "").splitlines():

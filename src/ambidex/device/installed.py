@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import mmap
+import os
 import re
 import struct
 from collections.abc import Iterable, Sequence
@@ -17,6 +18,7 @@ from pathlib import Path
 from ambidex.device import fatbin
 from ambidex.device.environment import Environment
 from ambidex.device.machine import Arch, Build
+from ambidex.device.paths import is_file, is_folder, is_there
 
 _ENTRY = rb"(?:sm|compute)_[1-9]\d{1,2}[af]?"
 _LITERAL = re.compile(rb"(?<![\w ])" + _ENTRY + rb"(?: " + _ENTRY + rb")*(?=\0)")
@@ -34,11 +36,7 @@ def find(environment: Environment) -> Path | None:
     """The folder of the torch that this environment would import, None where there is none."""
     for place in environment.places:
         folder = place / "torch"
-        if (
-            (folder / "__init__.py").is_file()
-            or (folder / "version.py").is_file()
-            or (folder / "lib").is_dir()
-        ):
+        if is_file(folder / "__init__.py") or is_file(folder / "version.py") or is_folder(folder / "lib"):
             return folder
     if environment.own:  # an editable install is found by an import hook alone
         try:
@@ -54,7 +52,9 @@ def read(environment: Environment) -> Build:
     """The build as its files tell it. Never raises; ``missing`` and ``broken`` say in words what is wrong."""
     folder = find(environment)
     if folder is None:
-        return Build(python=environment.python, missing=_no_torch(environment))
+        recorded = _record_without_package(environment)
+        missing = "" if recorded else _no_torch(environment)
+        return Build(python=environment.python, missing=missing, broken=recorded)
     version, cuda, hip, trouble = _version(folder)
     trouble = trouble or _damage(folder)
     archs: tuple[Arch, ...] | None = None
@@ -75,9 +75,17 @@ def read(environment: Environment) -> Build:
     )
 
 
+def _record_without_package(environment: Environment) -> str:
+    """pip takes such a torch for installed, so that an install without an uninstall would change nothing."""
+    for place in environment.places:
+        for info in sorted(place.glob("torch-*.dist-info")):
+            return f"{info} says that torch is installed, and its package is not there"
+    return ""
+
+
 def _no_torch(environment: Environment) -> str:
     where = environment.executable if environment.own else f"{environment.prefix}"
-    leftover = next((place / "torch" for place in environment.places if (place / "torch").is_dir()), None)
+    leftover = next((place / "torch" for place in environment.places if is_folder(place / "torch")), None)
     rest = f"; {leftover} is what an uninstall left behind" if leftover else ""
     return f"No torch is installed for {where} (Python {environment.python}){rest}"
 
@@ -196,7 +204,7 @@ def _library(folder: Path) -> Path | None:
     places = [folder / "lib", *((folder.parent / up) for up in _CONDA_FOLDERS)]
     for place in places:
         for name in _LIBRARIES:
-            if (place / name).is_file():
+            if is_file(place / name):
                 return place / name
     return None
 
@@ -204,14 +212,16 @@ def _library(folder: Path) -> Path | None:
 def _damage(folder: Path) -> str:
     """The first of torch's libraries that its own record lists and that is gone, or that was cut short."""
     for name in _recorded(folder):
-        if not (folder.parent / name).exists():
+        if not is_there(folder.parent / name):
             return f"{folder.parent / name} is missing, though torch was installed with it"
     for library in sorted((folder / "lib").glob("*")):
         if (
             re.search(r"\.(so|dll|dylib)(\.\d+)*$", library.name)
-            and library.is_file()
+            and is_file(library)
             and not is_whole(library)
         ):
+            if not os.access(library, os.R_OK):
+                return f"{library} cannot be read (Permission denied)"
             return f"{library} is cut short or damaged ({library.stat().st_size:,} bytes)"
     return ""
 

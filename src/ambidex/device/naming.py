@@ -18,10 +18,13 @@ def named(gpus: Sequence[Gpu]) -> str:
     return gpus[0].name if len(gpus) == 1 else numbered(gpus)
 
 
-def are(gpus: Sequence[Gpu]) -> str:
-    """``"NVIDIA GeForce RTX 5060 is sm_120"``."""
+def are(gpus: Sequence[Gpu], among: int = 1) -> str:
+    """``"NVIDIA GeForce RTX 5060 is sm_120"``; with its number where it is one ``among`` several."""
     return joined(
-        [f"{_who(same, len(gpus))} {_verb(same)} {sm(same[0].cc or (0, 0))}" for same in _grouped(gpus)]
+        [
+            f"{_who(same, max(len(gpus), among))} {_verb(same)} {sm(same[0].cc or (0, 0))}"
+            for same in _grouped(gpus)
+        ]
     )
 
 

@@ -45,11 +45,11 @@ class _Memory(ctypes.Structure):
     _fields_ = (("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong))
 
 
-def loaded(load: Callable[[str], Any] = ctypes.CDLL, names: Sequence[str] | None = None) -> Any | None:
+def loaded(load: Callable[[str], Any] | None = None, names: Sequence[str] | None = None) -> Any | None:
     """The library, None where this machine has none."""
     for name in NAMES.get(sys.platform, ()) if names is None else names:
         with contextlib.suppress(OSError):
-            return load(name)
+            return (load or ctypes.CDLL)(name)
     return None
 
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from ambidex.device import cpu
+from ambidex.device import builds, cpu
 from ambidex.device.covers import listed, sm
 from ambidex.device.diagnosis import Cause, Diagnosis, Fix, GpuVerdict
 from ambidex.device.facts import Facts
+from ambidex.device.fixes import driver_os
 from ambidex.device.layout import laid_out
 from ambidex.device.machine import Build, Machine
 from ambidex.device.probe import Probe
@@ -67,7 +67,7 @@ class Report:
 
     def data(self) -> dict[str, Any]:
         """The report by schema 1, as plain data."""
-        build, driver, container = self.machine.build, self.machine.driver, self.machine.container
+        build, container = self.machine.build, self.machine.container
         found = self.diagnosis
         return {
             "schema": SCHEMA,
@@ -82,7 +82,7 @@ class Report:
                 "python": build.python or self.machine.python,
                 "archs": None if build.archs is None else [str(arch) for arch in build.archs],
             },
-            "driver": {"version": driver.version, "cuda": _dotted(driver.cuda)},
+            "driver": {"version": self.machine.driver.version, "cuda": _dotted(_spoken(self.machine))},
             "gpus": [
                 {
                     "name": one.gpu.name,
@@ -182,7 +182,8 @@ class Report:
 
     def _limits(self) -> Iterator[tuple[str, str]]:
         for note in self.facts.notes:
-            yield "Note", note
+            if note not in self.diagnosis.cause.why:
+                yield "Note", note
         yield "Table", f"as of {self.diagnosis.table_date}"
         yield "Not checked", "; ".join(self.diagnosis.not_checked)
 
@@ -191,6 +192,8 @@ def for_people(report: Report, stream: TextIO) -> str:
     """The text as wide as the terminal, coloured where it is one and NO_COLOR is not set."""
     if not stream.isatty():
         return report.text()
+    import shutil
+
     colour = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     width = shutil.get_terminal_size((110, 24)).columns
     return report.text(colour=colour, width=max(60, min(width, 120)))
@@ -229,9 +232,11 @@ def _private(facts: Facts) -> Iterator[str]:
 
 
 def _fix(fix: Fix) -> str:
-    """The command on a line of its own where there is one, then why."""
+    """The command on a line of its own, and why; what has to be done by hand before it stands before it."""
     typed = " && ".join(fix.commands)
-    return f"$ {typed}\n{fix.why}" if typed else fix.why
+    if not typed:
+        return fix.why
+    return f"{fix.why}\n$ {typed}" if "driver" in fix.requires else f"$ {typed}\n{fix.why}"
 
 
 def _torch(build: Build, python: str) -> str:
@@ -252,8 +257,14 @@ def _driver(machine: Machine) -> str:
     driver = machine.driver
     if driver.version is None and driver.cuda is None:
         return "none found" if not machine.gpus else "not known"
-    spoken = f", speaks CUDA up to {_dotted(driver.cuda)}" if driver.cuda else ""
+    cuda = _spoken(machine)
+    spoken = f", speaks CUDA up to {_dotted(cuda)}" if cuda else ""
     return f"{driver.version or 'version not known'}{spoken}"
+
+
+def _spoken(machine: Machine) -> tuple[int, int] | None:
+    """The newest CUDA that the driver speaks: by its own word, else by NVIDIA's table."""
+    return builds.driver_cuda(machine.driver, driver_os(machine))
 
 
 def _gpu(one: GpuVerdict) -> str:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Sequence
 from functools import cache
-from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from ambidex.device import builds
@@ -17,7 +16,9 @@ from ambidex.device.version import numbers
 @cache
 def rows() -> dict[str, dict[str, Any]]:
     """Every variant of `variants.toml` by name, in its order."""
-    text = resources.files("ambidex.device").joinpath("variants.toml").read_text(encoding="utf-8")
+    import tomllib  # not for every question to the doctor
+
+    text = Path(__file__).with_name("variants.toml").read_text(encoding="utf-8")
     return {name: row for name, row in tomllib.loads(text).items() if name != "meta"}
 
 

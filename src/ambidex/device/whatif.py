@@ -57,7 +57,7 @@ def machine_from(
 ) -> Machine:
     """The supposed machine. What is not given is linux, x86_64, this Python, a driver new enough for the GPU.
 
-    torch and GPUs that are not given are taken from `here` where it is given, else there are none. Several
+    torch, GPUs and Python that are not given are taken from `here` where it is given. Several
     GPUs are separated by commas. A GPU that exists in Arm computers alone makes the machine one, where
     `machine` is not given and the table has the torch for it. Raises Problems (exit 2) with all that was not
     understood.
@@ -77,7 +77,7 @@ def machine_from(
     supposed = Machine(
         os=read(_os, os, "linux"),
         machine=read(_machine, machine, "x86_64"),
-        python=read(_python, python, f"{sys.version_info[0]}.{sys.version_info[1]}"),
+        python=read(_python, python, here.python if here else f"{sys.version_info[0]}.{sys.version_info[1]}"),
         driver=Driver(read(_driver, driver, None)),
     )
     if problems:
@@ -97,6 +97,17 @@ def machine_from(
         listed = tuple(Gpu(found.name, found.cc, index) for index, found in enumerate(known))
         supposed = replace(supposed, gpus=listed)
     return supposed
+
+
+def not_installable(machine: Machine) -> tuple[str, ...]:
+    """Where the supposed torch has no wheels for the supposed Python, that in words."""
+    version = machine.build.version or ""
+    asked = TorchVersion.parse(version)
+    span = builds.pythons_of(version)
+    if asked is None or not span or span[0] <= numbers(machine.python)[:2] <= span[1]:
+        return ()
+    first, last = (".".join(map(str, end)) for end in span)
+    return (f"torch {asked.base} has no wheels for Python {machine.python}, only for {first} to {last}",)
 
 
 def _on_arm_where_needed(machine: Machine, known: list[Known], version: TorchVersion | None) -> Machine:
@@ -123,7 +134,7 @@ def _torch(text: str) -> TorchVersion:
     """A version, or the name of a variant that pins one: "cu121" is 2.5.1+cu121."""
     row = variants.rows().get(text.strip().lower(), {})
     spelled = f"{row['torch']}+{row['local']}" if "torch" in row else text
-    found = TorchVersion.parse(spelled.strip().removeprefix("torch").lstrip("= "))
+    found = TorchVersion.parse(_plain(spelled))
     examples = "2.5.1+cu121, 2.13.0+cpu, 2.5.1 (what PyPI serves) or 2.7.0.dev20250310+cu124"
     if found is None:
         raise Problems(
@@ -146,9 +157,16 @@ def _torch(text: str) -> TorchVersion:
     return found
 
 
+def _plain(text: str) -> str:
+    return text.strip().removeprefix("torch").lstrip("= ")
+
+
 def _near_version(text: str) -> str:
-    known = builds.table()["versions"]["list"]
-    return did_you_mean(text.partition("+")[0].strip(), known)
+    """``2.5.1-cu121`` is near 2.5.1+cu121; "2.5.l" is near 2.5.1."""
+    number, tag = re.match(r"([\d.]*)[\W_]*((?:cu|cpu|rocm|xpu)[\w.]*)?", _plain(text.lower())).groups()  # type: ignore[union-attr]
+    if tag and TorchVersion.parse(f"{number}+{tag}"):
+        return f"did you mean {f'{number}+{tag}'!r}?"
+    return did_you_mean(_plain(text).partition("+")[0], builds.table()["versions"]["list"])
 
 
 def _gpus(text: str) -> list[Known]:
