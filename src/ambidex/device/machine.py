@@ -107,3 +107,25 @@ class Machine:
     installer: str = "pip"  # pip, uv, poetry, conda
     executable: str = "python"
     companions: tuple[str, ...] = ()  # torchvision, torchaudio where installed
+
+
+@dataclass(frozen=True)
+class Extension:
+    """A package other than torch whose libraries carry GPU code, with every entry that they have together."""
+
+    name: str  # the distribution: "flash_attn"
+    archs: tuple[Arch, ...]
+    path: str = ""
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What happened when real kernels were started on one GPU.
+
+    ``cause`` is the id of the cause that a failure betrays (``ARCH_NONE`` for "no kernel image"), else ``PROBE_FAILED``.
+    """
+
+    gpu: int  # Gpu.index
+    ok: bool
+    cause: str = ""
+    text: str = ""  # in words: what failed, at which operation, with which message

@@ -1,0 +1,192 @@
+"""Which Python is judged: its own name, its version, where its packages lie, and what installs into it.
+
+This Python by default; with --python-env another one, named by its environment's folder or by its executable.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ambidex.device.ask import Answer, ask
+from ambidex.errors import Problem, Problems
+
+_ASKED = "import json, sys; print(json.dumps([list(sys.version_info[:2]), sys.prefix, sys.path]))"
+
+
+@dataclass(frozen=True)
+class Environment:
+    """One Python and its packages. ``executable`` is what to type for it."""
+
+    executable: str
+    python: str  # "3.11"
+    prefix: Path
+    places: tuple[Path, ...]  # where packages are looked for, first wins
+    own: bool = True  # whether it is the Python that runs now
+    notes: tuple[str, ...] = ()
+
+
+def this(
+    *, path: Sequence[str] | None = None, executable: str = sys.executable, prefix: str = sys.prefix
+) -> Environment:
+    """The Python that runs now."""
+    entries = sys.path if path is None else path
+    places = tuple(Path(entry or ".") for entry in entries)
+    version = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    return Environment(_typed(executable), version, Path(prefix), places)
+
+
+def at(where: str | Path, *, put: Callable[..., Answer] = ask, seconds: float = 5.0) -> Environment:
+    """Another environment: a venv or conda folder, a python executable, or a folder of packages.
+
+    Its Python is asked for its path; where it cannot answer (another system's environment, a broken one), the
+    folders on disk have to do, and ``notes`` say so. Raises `Problems` where nothing there looks like one.
+    """
+    path = Path(where).expanduser()
+    if not path.exists():
+        raise _no_environment(path, "there is nothing at that path")
+    program = path if path.is_file() else _program_of(path)
+    prefix = _prefix_of(path)
+    note = ""
+    if program is not None:
+        answer = put([str(program), "-c", _ASKED], seconds=seconds)
+        told = _told(answer.out)
+        if told is not None and not answer.trouble:
+            version, its_prefix, entries = told
+            return Environment(str(program), version, Path(its_prefix), entries, own=False)
+        note = f"{program} was not able to say where its packages lie ({answer.trouble or 'its answer was unreadable'})"
+    places = _places_on_disk(prefix)
+    if not places:
+        raise _no_environment(path, note or "it holds no python and no site-packages")
+    version = _version_on_disk(prefix, places)
+    return Environment(str(program or prefix), version, prefix, places, own=False, notes=(note,) if note else ())
+
+
+def installer_of(environment: Environment, torch: Path | None, environ: Mapping[str, str]) -> str:
+    """pip, uv, poetry or conda: what put torch there says its INSTALLER file; without torch, what the place looks like."""
+    wrote = _installer_file(torch)
+    uv_made = "uv" in _pyvenv(environment.prefix)
+    if wrote in ("uv", "conda"):
+        return wrote
+    if wrote.startswith("poetry"):
+        return "poetry"
+    if wrote == "pip" or torch is not None:
+        # An environment that uv made has no pip of its own: a `python -m pip` there would not start.
+        return "uv" if uv_made and not _holds(environment.places, "pip") else "pip"
+    if "POETRY_ACTIVE" in environ:
+        return "poetry"
+    if uv_made:
+        return "uv"
+    return "pip"
+
+
+def companions(environment: Environment, torch: Path | None) -> tuple[str, ...]:
+    """torchvision and torchaudio where they are installed: they pin torch, and are reinstalled with it."""
+    places = (*environment.places, *([torch.parent] if torch is not None else []))
+    return tuple(name for name in ("torchvision", "torchaudio") if _holds(places, name))
+
+
+def _typed(executable: str) -> str:
+    """``python`` where that is this very Python, else the whole path."""
+    found = shutil.which("python")
+    if found and os.path.abspath(found) == os.path.abspath(executable):  # noqa: PTH100  links must stay unresolved
+        return "python"
+    return executable or "python"
+
+
+def _no_environment(path: Path, found: str) -> Problems:
+    return Problems(
+        Problem(
+            f"--python-env {path} is no Python environment",
+            found=found,
+            wanted="a venv or conda folder, a python executable, or a folder of packages",
+        )
+    )
+
+
+def _program_of(folder: Path) -> Path | None:
+    for name in ("bin/python", "bin/python3", "Scripts/python.exe", "python.exe"):
+        if (folder / name).is_file():
+            return folder / name
+    return None
+
+
+def _prefix_of(path: Path) -> Path:
+    """The environment that a program or a folder belongs to. A venv's python is a link: it is not followed."""
+    if path.is_dir():
+        return path
+    return path.parent.parent if path.parent.name in ("bin", "Scripts") else path.parent
+
+
+def _told(text: str) -> tuple[str, str, tuple[Path, ...]] | None:
+    for line in text.splitlines():
+        try:
+            (major, minor), prefix, entries = json.loads(line)
+        except (ValueError, TypeError):
+            continue
+        if isinstance(entries, list) and isinstance(prefix, str):
+            return f"{major}.{minor}", prefix, tuple(Path(str(entry)) for entry in entries if entry)
+    return None
+
+
+def _places_on_disk(prefix: Path) -> tuple[Path, ...]:
+    patterns = (
+        "lib/python3.*/site-packages",
+        "lib64/python3.*/site-packages",
+        "Lib/site-packages",
+        "lib/site-packages",
+        "lib/python3/dist-packages",
+        "lib/python3.*/dist-packages",
+    )
+    found = [folder for pattern in patterns for folder in sorted(prefix.glob(pattern)) if folder.is_dir()]
+    if not found and (prefix / "torch").is_dir():  # a folder of packages itself
+        found = [prefix]
+    unique: dict[Path, Path] = {}
+    for folder in found:
+        unique.setdefault(folder.resolve(), folder)
+    return tuple(unique.values())
+
+
+def _version_on_disk(prefix: Path, places: Iterable[Path]) -> str:
+    wrote = re.search(r"(\d+\.\d+)", _pyvenv(prefix).get("version_info", "") or _pyvenv(prefix).get("version", ""))
+    if wrote:
+        return wrote[1]
+    for place in places:
+        named = re.search(r"python(3\.\d+)", place.as_posix())
+        if named:
+            return named[1]
+    for library in prefix.glob("python3*.dll"):
+        named = re.fullmatch(r"python3(\d+)\.dll", library.name.lower())
+        if named:
+            return f"3.{named[1]}"
+    return f"{sys.version_info[0]}.{sys.version_info[1]}"
+
+
+def _pyvenv(prefix: Path) -> dict[str, str]:
+    try:
+        text = (prefix / "pyvenv.cfg").read_text("utf-8", "replace")
+    except (OSError, ValueError):
+        return {}
+    pairs = (line.partition("=") for line in text.splitlines())
+    return {key.strip().lower(): value.strip() for key, _, value in pairs}
+
+
+def _installer_file(torch: Path | None) -> str:
+    if torch is None:
+        return ""
+    for folder in sorted(torch.parent.glob("torch-*.dist-info")):
+        try:
+            return (folder / "INSTALLER").read_text("utf-8", "replace").strip().lower()
+        except (OSError, ValueError):
+            continue
+    return ""
+
+
+def _holds(places: Iterable[Path], package: str) -> bool:
+    return any((place / package / "__init__.py").exists() or (place / package).is_dir() for place in places)

@@ -1,0 +1,140 @@
+"""GPU names: from what people type, or what the driver prints, to a compute capability.
+
+"RTX 5060" is not "RTX 5060 Ti", "A100" is not "RTX A1000", and "6000" alone is three GPUs: a name is compared word by
+word, and words that change nothing (NVIDIA, Laptop, 80GB) are dropped first.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+
+from ambidex.errors import Problem, Problems
+
+_NOISE = frozenset(
+    "nvidia geforce tesla grid graphics gpu laptop mobile notebook with design generation edition server workstation "
+    "founders oc pcie sxm sxm2 sxm3 sxm4 sxm5 sxm6 nvl nvl72 hgx series card accelerator nvgpu superchip desktop".split()
+)
+_SIZE = re.compile(r"\d+(g|gb|gib)|hbm\d?\w?|gddr\d\w?|ddr\d")
+# Left out by people where no other GPU bears the number. "ti", "super" and "d" are not among them: they name other GPUs.
+_FAMILY = frozenset("rtx gtx gt quadro titan jetson agx pro ada blackwell dgx pascal maxwell x".split())
+_EXAMPLES = 'a name ("RTX 5060 Ti"), an architecture ("sm_120") or a compute capability ("12.0")'
+
+
+@dataclass(frozen=True)
+class Known:
+    """A GPU of the table. ``machine`` is "aarch64" where it exists in such computers only, else empty."""
+
+    name: str
+    cc: tuple[int, int]
+    generation: str = ""
+    machine: str = ""
+
+
+@cache
+def known() -> tuple[Known, ...]:
+    """Every GPU of `gpus.toml`, newest capability first."""
+    text = resources.files("ambidex.device").joinpath("gpus.toml").read_text(encoding="utf-8")
+    rows = {key: row for key, row in tomllib.loads(text).items() if isinstance(row, dict)}
+    return tuple(
+        Known(name, _capability(cc), row["generation"], row.get("machine", ""))
+        for cc, row in rows.items()
+        for name in row["names"]
+    )
+
+
+def find(text: str) -> Known:
+    """``"rtx5060ti"``, ``"sm_120"`` or ``"12.0"`` -> the GPU. Raises Problems (exit 2) with near names."""
+    numeric = re.fullmatch(r"(?:sm|compute|cc)?[_ -]?(\d{1,2})[._]?(\d)[af]?", text.strip().lower())
+    if numeric and (re.match(r"\s*(sm|compute|cc)", text.lower()) or "." in text):
+        return _by_capability((int(numeric[1]), int(numeric[2])), text)
+    return _by_name(text)
+
+
+def generation(cc: tuple[int, int]) -> str:
+    """"Blackwell" for 12.0; empty where the table has no such GPU."""
+    return next((gpu.generation for gpu in known() if gpu.cc == cc), "")
+
+
+def _by_capability(cc: tuple[int, int], text: str) -> Known:
+    same = [gpu for gpu in known() if gpu.cc == cc]
+    if same:
+        machine = same[0].machine if len({gpu.machine for gpu in same}) == 1 else ""
+        return Known(f"GPU of compute capability {cc[0]}.{cc[1]}", cc, same[0].generation, machine)
+    capabilities = sorted({gpu.cc for gpu in known()} | {(10, 1)})
+    # A GPU newer than the table is judged by the same rule as every other; a capability that never was is a slip.
+    if cc == (10, 1) or capabilities[-1][0] < cc[0] < 20:
+        return Known(f"GPU of compute capability {cc[0]}.{cc[1]}", cc)
+    accepted = ", ".join(f"{major}.{minor}" for major, minor in capabilities)
+    raise Problems(
+        Problem(
+            f"--gpu {text}: no GPU has compute capability {cc[0]}.{cc[1]}.",
+            found=f"compute capability {cc[0]}.{cc[1]}",
+            wanted=f"one of {accepted}, or a name",
+        )
+    )
+
+
+def _by_name(text: str) -> Known:
+    asked = _words(text)
+    exact = [gpu for gpu in known() if asked and _same(asked, _words(gpu.name))]
+    if exact:
+        return exact[0]
+    shortened = [gpu for gpu in known() if asked and _is_shortened(asked, _words(gpu.name))]
+    if shortened and len({gpu.cc for gpu in shortened}) == 1:
+        return min(shortened, key=lambda gpu: len(gpu.name))
+    raise Problems(_miss(text, shortened))
+
+
+def _miss(text: str, several: list[Known]) -> Problem:
+    if several:
+        choices = ", ".join(f"{gpu.name} ({gpu.cc[0]}.{gpu.cc[1]})" for gpu in several)
+        return Problem(f"--gpu {text!r} names several GPUs.", found=choices, wanted="one of them, in full")
+    near = _near(text)
+    return Problem(
+        f"--gpu {text!r} is no GPU that the table has.",
+        found=f"read as {' '.join(_words(text))!r}" if _words(text) else "no name",
+        wanted=_EXAMPLES,
+        fix=f"did you mean {' or '.join(near)}?" if near else "",
+    )
+
+
+def _near(text: str) -> list[str]:
+    by_words = {" ".join(_words(gpu.name)): gpu.name for gpu in known()}
+    near = difflib.get_close_matches(" ".join(_words(text)), list(by_words), n=3, cutoff=0.5)
+    return [by_words[words] for words in near]
+
+
+def _same(asked: list[str], full: list[str]) -> bool:
+    """Whether both are the same words in any order, or run together ("GB 10")."""
+    return sorted(asked) == sorted(full) or "".join(asked) == "".join(full)
+
+
+def _is_shortened(asked: list[str], full: list[str]) -> bool:
+    """Whether `asked` is `full` with family words left out, and at least the model left in."""
+    rest = list(full)
+    for word in asked:
+        if word not in rest:
+            return False
+        rest.remove(word)
+    return set(rest) <= _FAMILY and not set(asked) <= _FAMILY - {"titan"}
+
+
+def _words(name: str) -> list[str]:
+    """``"NVIDIA GeForce RTX5060Ti Laptop GPU"`` -> ``["rtx", "5060", "ti"]``."""
+    text = re.sub(r"\((r|tm)\)|[®™]", " ", name.lower())
+    text = re.sub(r"\bmax[- ]?q\b|\bnot for resale\b", " ", text)
+    text = re.sub(r"\bmig\b.*", " ", text)
+    text = re.sub(r"\b(rtx|gtx|gt|titan|quadro|geforce|nvidia|tesla)(?=\w*\d)", r"\1 ", text)
+    text = re.sub(r"\b(\d{3,4})(ti|super|d)(super)?\b", r"\1 \2 \3", text)
+    words = re.findall(r"[a-z0-9]+", text)
+    return [word for word in words if word not in _NOISE and not _SIZE.fullmatch(word)]
+
+
+def _capability(text: str) -> tuple[int, int]:
+    major, minor = text.split(".")
+    return int(major), int(minor)

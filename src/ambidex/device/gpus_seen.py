@@ -1,0 +1,204 @@
+"""GPUs and driver, asked of whoever answers: NVML, then `nvidia-smi`, then the kernel's own files.
+
+Three sources, because each of them is missing somewhere: a container may lack NVML, `nvidia-smi` may hang, and the
+kernel's files tell only the driver.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ambidex.device import container, gpus, nvml
+from ambidex.device.ask import Answer, ask
+from ambidex.device.machine import Driver, Gpu
+from ambidex.errors import Problems
+
+_FIELDS = "index,uuid,name,compute_cap,driver_version,memory.total"
+_OLD_FIELDS = "index,uuid,name,driver_version,memory.total"  # old drivers reject compute_cap
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What was found, and what was not, in words. ``nvidia`` and ``amd``: any sign of such a GPU at all."""
+
+    gpus: tuple[Gpu, ...] = ()
+    driver: Driver = Driver()
+    nvidia: bool = False
+    amd: bool = False
+    hangs: bool = False  # the driver did not answer in time, so nothing else should be asked of it
+    notes: tuple[str, ...] = ()
+
+
+def look(
+    root: Path = Path("/"),
+    environ: Mapping[str, str] | None = None,
+    *,
+    smi: str | None = None,
+    by_nvml: Callable[[], tuple[tuple[Gpu, ...], Driver, tuple[str, ...], bool]] = nvml.seen,
+    put: Callable[..., Answer] = ask,
+    seconds: float = 4.0,
+) -> Seen:
+    """Every GPU of this machine, hidden ones too, and its driver."""
+    environ = environ or {}
+    found, driver, notes, answered = by_nvml()
+    hangs = any("did not answer" in note for note in notes)
+    program = smi or find_smi(root, environ)
+    if program is not None and not hangs and (not found or any(gpu.cc is None for gpu in found)):
+        smi_gpus, smi_driver, smi_notes, smi_hangs = by_smi(program, put=put, seconds=seconds)
+        found = found if answered and found and len(smi_gpus) < len(found) else smi_gpus or found
+        driver = Driver(driver.version or smi_driver.version, driver.cuda or smi_driver.cuda)
+        notes, hangs = (*notes, *smi_notes), hangs or smi_hangs
+    found = found or jetson(root)
+    driver = replace(driver, version=driver.version or driver_by_kernel(root))
+    on_bus = pci_gpus(root)
+    notes = (*notes, *_silence(root, found, driver, on_bus.get("nvidia", ()), hangs))
+    shadow = container.compat_shadow(environ)
+    if shadow:
+        notes = (*notes, f"{shadow} on LD_LIBRARY_PATH shadows the driver's libcuda (error 804 on a GeForce)")
+    nvidia = bool(found or program or driver.version or hangs) or container.has_nvidia_nodes(root)
+    amd = (root / "dev/kfd").exists()
+    return Seen(tuple(_named(gpu) for gpu in found), driver, nvidia, amd, hangs, notes)
+
+
+def _named(gpu: Gpu) -> Gpu:
+    """A capability that nobody told is looked up by the GPU's name."""
+    if gpu.cc is not None:
+        return gpu
+    try:
+        return replace(gpu, cc=gpus.find(gpu.name).cc)
+    except Problems:  # a GPU newer than the table: unknown, not wrong
+        return gpu
+
+
+def find_smi(root: Path, environ: Mapping[str, str]) -> str | None:
+    """``nvidia-smi`` where it is on PATH, else where WSL and Windows keep it."""
+    found = shutil.which("nvidia-smi", path=environ.get("PATH"))
+    if found:
+        return found
+    system = Path(environ.get("SystemRoot", "")) / "System32/nvidia-smi.exe"
+    for place in (root / "usr/lib/wsl/lib/nvidia-smi", system):
+        if place.is_file():
+            return str(place)
+    return None
+
+
+def by_smi(
+    program: str, *, put: Callable[..., Answer] = ask, seconds: float = 4.0
+) -> tuple[tuple[Gpu, ...], Driver, tuple[str, ...], bool]:
+    """GPUs, driver, what went wrong in words, and whether it hung."""
+    answer = put([program, f"--query-gpu={_FIELDS}", "--format=csv,noheader"], seconds=seconds)
+    fields = _FIELDS
+    if answer.code not in (0, None) and "compute_cap" in answer.out + answer.err:
+        answer = put([program, f"--query-gpu={_OLD_FIELDS}", "--format=csv,noheader"], seconds=seconds)
+        fields = _OLD_FIELDS
+    if answer.trouble:
+        said = _first_words(answer.err or answer.out)
+        return (), Driver(), (answer.trouble + (f': "{said}"' if said else ""),), "did not answer" in answer.trouble
+    found, version = parse_csv(answer.out, fields.split(","))
+    if not found:
+        said = _first_words(answer.out)
+        return (), Driver(), (f'nvidia-smi named no GPU; it said "{said}"',), False
+    header = put([program], seconds=seconds)
+    return found, Driver(version, cuda_of_header(header.out)), (), False
+
+
+def parse_csv(text: str, fields: Sequence[str]) -> tuple[tuple[Gpu, ...], str | None]:
+    """GPUs and driver version from `--format=csv,noheader`. Lines that are no such row are passed over."""
+    found: dict[int, Gpu] = {}
+    version = None
+    for line in text.replace("\0", "").splitlines():
+        try:
+            cells = [cell.strip() for cell in next(csv.reader([line], skipinitialspace=True), [])]
+        except csv.Error:
+            continue
+        row = dict(zip(fields, cells))
+        number = row.get("index", "")
+        if len(cells) != len(fields) or not re.fullmatch(r"[0-9]{1,4}", number) or not row["name"]:
+            continue
+        uuid = row["uuid"] if re.fullmatch(r"(GPU|MIG)-[\w-]{4,64}", row["uuid"]) else ""
+        gpu = Gpu(row["name"][:120], _cc(row.get("compute_cap", "")), int(number), uuid, _mebibytes(row["memory.total"]))
+        found.setdefault(gpu.index, gpu)
+        if re.fullmatch(r"\d{2,4}(\.\d+){1,3}", row["driver_version"]):
+            version = version or row["driver_version"]
+    return tuple(found[index] for index in sorted(found)), version
+
+
+def cuda_of_header(text: str) -> tuple[int, int] | None:
+    """``CUDA Version: 12.8`` (``CUDA UMD Version`` from driver 6xx on) in nvidia-smi's own table."""
+    found = re.search(r"CUDA (?:UMD )?Version\s*:\s*([0-9]{1,3})\.([0-9]{1,3})\b", text)
+    return (int(found[1]), int(found[2])) if found else None
+
+
+def jetson(root: Path) -> tuple[Gpu, ...]:
+    """The GPU of a Jetson, which NVML and nvidia-smi may not list: its board names itself to the kernel."""
+    board = _line(root / "proc/device-tree/model").strip("\0")
+    named = re.search(r"jetson[\w ]*", board)
+    return (Gpu(" ".join(named[0].replace("developer kit", "").split()).title(), None),) if named else ()
+
+
+def driver_by_kernel(root: Path) -> str | None:
+    """The version of the loaded kernel module, by /sys or /proc."""
+    for name in ("sys/module/nvidia/version", "proc/driver/nvidia/version"):
+        try:
+            text = (root / name).read_text("utf-8", "replace")[:4096]
+        except (OSError, ValueError):
+            continue
+        found = re.search(r"(?:Module[^\n]*?\s|^)(\d{3,4}(?:\.\d+){1,3})\b", text)
+        if found:
+            return found[1]
+    return None
+
+
+def pci_gpus(root: Path) -> dict[str, tuple[str, ...]]:
+    """Display controllers on the PCI bus by maker: the device ids of those that no driver need be loaded for."""
+    makers = {"0x10de": "nvidia", "0x1002": "amd"}
+    found: dict[str, tuple[str, ...]] = {}
+    try:
+        devices = sorted((root / "sys/bus/pci/devices").iterdir())
+    except OSError:
+        return {}
+    for device in devices:
+        vendor, kind = _line(device / "vendor"), _line(device / "class")
+        if vendor in makers and kind.startswith(("0x0300", "0x0302")):
+            found[makers[vendor]] = (*found.get(makers[vendor], ()), _line(device / "device"))
+    return found
+
+
+def _silence(
+    root: Path, found: Sequence[Gpu], driver: Driver, on_bus: Sequence[str], hangs: bool
+) -> tuple[str, ...]:
+    """Why there may be a GPU although none answered."""
+    if found or hangs or not on_bus:
+        return ()
+    ids = ", ".join(on_bus)
+    if container.has_nvidia_nodes(root) or driver.version:
+        return (f"an NVIDIA GPU is on the PCI bus (device {ids}), but the driver does not list it for this process",)
+    return (f"an NVIDIA GPU is on the PCI bus (device {ids}), but no NVIDIA driver is loaded",)
+
+
+def _cc(text: str) -> tuple[int, int] | None:
+    found = re.fullmatch(r"([0-9]{1,2})\.([0-9])", text)
+    return (int(found[1]), int(found[2])) if found else None
+
+
+def _mebibytes(text: str) -> int | None:
+    found = re.fullmatch(r"([0-9]{1,9}) MiB", text)
+    return int(found[1]) << 20 if found else None
+
+
+def _first_words(text: str) -> str:
+    return " ".join(text.split())[:120]
+
+
+def _line(path: Path) -> str:
+    try:
+        return path.read_text("ascii", "replace").strip().lower()
+    except (OSError, ValueError):
+        return ""
+
+

@@ -1,0 +1,250 @@
+"""The build: which torch lies in an environment, read from its files without importing it.
+
+`torch/version.py` names version and CUDA; the list of GPU architectures is one literal inside libtorch_python, found
+with `mmap` (seen on the Linux wheels 2.6.0+cu124 and 2.15.0+cu132; by inference on Windows). So a torch that cannot be
+imported, or belongs to another Python, is judged like any other.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import mmap
+import re
+import struct
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from ambidex.device.environment import Environment
+from ambidex.device.machine import Arch, Build
+
+_ENTRY = rb"(?:sm|compute)_[1-9]\d{1,2}[af]?"
+_LITERAL = re.compile(rb"(?<![\w ])" + _ENTRY + rb"(?: " + _ENTRY + rb")*(?=\0)")
+_LIBRARIES = ("libtorch_python.so", "torch_python.dll", "libtorch_python.dylib")
+_KNOWN_KINDS = (b"\x7fELF", b"MZ", b"\xcf\xfa\xed\xfe", b"\xca\xfe\xba\xbe", b"\xca\xfe\xba\xbf")
+# Where a torch that came from conda keeps them, seen from its site-packages folder.
+_CONDA_FOLDERS = ("../..", "../../../Library/bin", "../../Library/bin")
+
+
+def find(environment: Environment) -> Path | None:
+    """The folder of the torch that this environment would import, None where there is none."""
+    for place in environment.places:
+        folder = place / "torch"
+        if (folder / "__init__.py").is_file() or (folder / "version.py").is_file() or (folder / "lib").is_dir():
+            return folder
+    if environment.own:  # an editable install is found by an import hook alone
+        try:
+            spec = importlib.util.find_spec("torch")
+        except (ImportError, ValueError, AttributeError):
+            return None
+        if spec is not None and spec.origin:
+            return Path(spec.origin).parent
+    return None
+
+
+def read(environment: Environment) -> Build:
+    """The build as its files tell it. Never raises; ``missing`` and ``broken`` say in words what is wrong."""
+    folder = find(environment)
+    if folder is None:
+        return Build(python=environment.python, missing=_no_torch(environment))
+    version, cuda, hip, trouble = _version(folder)
+    trouble = trouble or _damage(folder)
+    archs: tuple[Arch, ...] | None = None
+    if cuda is not None:
+        archs, unreadable = _archs(folder)
+        trouble = trouble or unreadable
+    elif hip is None and version is not None:
+        archs = ()  # a CPU build
+    return Build(
+        version=version,
+        cuda=cuda,
+        hip=hip,
+        archs=archs,
+        source="unknown" if archs is None else "scanned",
+        path=str(folder),
+        python=environment.python,
+        broken=trouble,
+    )
+
+
+def _no_torch(environment: Environment) -> str:
+    where = environment.executable if environment.own else f"{environment.prefix}"
+    leftover = next((place / "torch" for place in environment.places if (place / "torch").is_dir()), None)
+    rest = f"; {leftover} is what an uninstall left behind" if leftover else ""
+    return f"no torch is installed for {where} (Python {environment.python}){rest}"
+
+
+def _version(folder: Path) -> tuple[str | None, str | None, str | None, str]:
+    """Version, CUDA, HIP, and in words what is wrong with the version file."""
+    path = folder / "version.py"
+    try:
+        with path.open("rb") as file:
+            text = file.read(1 << 16).decode("utf-8", "replace")
+    except OSError as error:
+        why = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+        version = _version_by_metadata(folder)
+        return version, _cuda_of_tag(version), None, f"{path} {why}, so `import torch` cannot work"
+    version = _assigned(text, "__version__")
+    if version is None:
+        version = _version_by_metadata(folder)
+        return version, _cuda_of_tag(version), None, f"{path} names no version: it is damaged"
+    cuda, hip = _assigned(text, "cuda"), _assigned(text, "hip")
+    return version, cuda if cuda or hip else _cuda_of_tag(version), hip, ""
+
+
+def _assigned(text: str, name: str) -> str | None:
+    """The string that ``name`` is set to, None where it is None, not there, or not a plain string."""
+    found = re.search(rf"^{name}\s*(?::[^=\n]+)?=\s*(?P<quote>['\"])(?P<value>[^'\"\n]{{1,200}})(?P=quote)", text, re.M)
+    return found["value"].strip() or None if found else None
+
+
+def _cuda_of_tag(version: str | None) -> str | None:
+    """``2.6.0+cu124`` -> ``12.4``."""
+    found = re.search(r"\+.*?\bcu(\d{2})(\d)\b", version or "")
+    return f"{found[1]}.{found[2]}" if found else None
+
+
+def _version_by_metadata(folder: Path) -> str | None:
+    for info in sorted(folder.parent.glob("torch-*.dist-info")):
+        found = re.fullmatch(r"torch-(\d[\w.+!]*)\.dist-info", info.name)
+        if found:
+            return found[1]
+    return None
+
+
+def _archs(folder: Path) -> tuple[tuple[Arch, ...] | None, str]:
+    """The build's list, and in words why there is none."""
+    library = _library(folder)
+    if library is None:
+        return None, f"{folder / 'lib'} holds no libtorch_python"
+    try:
+        literal = literal_in(library)
+    except OSError as error:
+        return None, f"{library} cannot be read ({error.strerror})"
+    if literal:
+        return _parsed(literal), ""
+    trouble = "" if is_whole(library) else f"{library} is damaged: it is no library and holds no list of GPU code"
+    return None, trouble
+
+
+def literal_in(library: Path) -> str:
+    """The longest list of architectures among the library's strings, '' where there is none."""
+    with library.open("rb") as file:
+        if not library.stat().st_size:
+            return ""
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
+            found = {hit.group() for hit in _hits(view)}
+    lists = [text for text in found if b" " in text]
+    if lists:
+        return max(lists, key=len).decode()
+    # A build for one GPU has a list of one; where several single entries stand about, none can be told for the list.
+    return found.pop().decode() if len(found) == 1 else ""
+
+
+def _hits(view: mmap.mmap) -> Iterable[re.Match[bytes]]:
+    """Matches of the literal. Looked for by `find` first, which is tens of times faster than the expression."""
+    end = 0
+    starts = sorted(_every(view, b"sm_") + _every(view, b"compute_"))
+    for start in starts:
+        if start < end:
+            continue
+        hit = _LITERAL.match(view, start)
+        if hit and (start == 0 or view[start - 1 : start] == b"\0"):
+            end = hit.end()
+            yield hit
+
+
+def _every(view: mmap.mmap, word: bytes) -> list[int]:
+    places, at = [], view.find(word)
+    while at >= 0:
+        places.append(at)
+        at = view.find(word, at + 1)
+    return places
+
+
+def _parsed(literal: str) -> tuple[Arch, ...]:
+    return tuple(dict.fromkeys(Arch.parse(entry) for entry in literal.split()))
+
+
+def _library(folder: Path) -> Path | None:
+    places = [folder / "lib", *((folder.parent / up) for up in _CONDA_FOLDERS)]
+    for place in places:
+        for name in _LIBRARIES:
+            if (place / name).is_file():
+                return place / name
+    return None
+
+
+def _damage(folder: Path) -> str:
+    """The first of torch's libraries that its own record lists and that is gone, or that was cut short."""
+    for name in _recorded(folder):
+        if not (folder.parent / name).exists():
+            return f"{folder.parent / name} is missing, though torch was installed with it"
+    for library in sorted((folder / "lib").glob("*")):
+        if re.search(r"\.(so|dll|dylib)(\.\d+)*$", library.name) and library.is_file() and not is_whole(library):
+            return f"{library} is cut short or damaged ({library.stat().st_size:,} bytes)"
+    return ""
+
+
+def _recorded(folder: Path) -> Sequence[str]:
+    for info in sorted(folder.parent.glob("torch-*.dist-info")):
+        try:
+            text = (info / "RECORD").read_text("utf-8", "replace")
+        except (OSError, ValueError):
+            continue
+        lines = (line.split(",", 1)[0] for line in text.splitlines())
+        return [name for name in lines if re.match(r"torch/(?:lib/[^/]+\.(?:so|dll|dylib)\b|_C\.|__init__\.py)", name)]
+    return ()
+
+
+def is_whole(library: Path) -> bool:
+    """Whether a shared library reaches as far as its own header says.
+
+    A file of a kind that no loader knows is whole only where the list of architectures stands in it all the same.
+    """
+    try:
+        size = library.stat().st_size
+        with library.open("rb") as file:
+            head = file.read(4096)
+        if not head.startswith(_KNOWN_KINDS):
+            return bool(literal_in(library))
+    except OSError:
+        return False
+    if head[:4] == b"\x7fELF":
+        return _elf_end(head) <= size
+    if head[:2] == b"MZ":
+        return _pe_end(head) <= size
+    return True  # Mach-O: its magic is all that is looked at
+
+
+def _elf_end(head: bytes) -> int:
+    """Where the section headers, or without them the segments, of a 64-bit ELF file end."""
+    endless = 1 << 62
+    try:
+        segments, sections = struct.unpack_from("<QQ", head, 32)
+        segment_size, segment_count, section_size, section_count = struct.unpack_from("<HHHH", head, 54)
+        end = int(sections + section_size * section_count)
+        for number in range(segment_count):
+            offset, in_file = segments + number * segment_size, 0
+            if offset + 40 <= len(head):
+                start = struct.unpack_from("<Q", head, offset + 8)[0]
+                in_file = struct.unpack_from("<Q", head, offset + 32)[0]
+                end = max(end, start + in_file)
+    except struct.error:
+        return endless
+    return end
+
+
+def _pe_end(head: bytes) -> int:
+    """Where the last section's bytes of a Windows library end."""
+    try:
+        start = struct.unpack_from("<I", head, 60)[0]
+        count, optional = struct.unpack_from("<H", head, start + 6)[0], struct.unpack_from("<H", head, start + 20)[0]
+        table = start + 24 + optional
+        ends = [0]
+        for number in range(count):
+            size, offset = struct.unpack_from("<II", head, table + 40 * number + 16)
+            ends.append(size + offset)
+    except struct.error:
+        return 1 << 62
+    return max(ends)
+

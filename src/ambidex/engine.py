@@ -1,0 +1,201 @@
+"""The Device object that the loop uses: place, compute, wait, measure. No other file asks which device it is on."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ambidex.errors import Exit, Problem, Problems
+
+Module = TypeVar("Module", bound=nn.Module)
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass
+class LossScale:
+    """Keeps fp16 gradients above the smallest fp16 number (Micikevicius et al., 2018); 1 and idle elsewhere."""
+
+    value: float = 1.0
+    moves: bool = False
+    steps_since_change: int = 0
+    growth_interval: int = field(default=2000, repr=False)
+
+    def finite_step(self) -> None:
+        self.steps_since_change += 1
+        if self.moves and self.steps_since_change >= self.growth_interval:
+            self.value, self.steps_since_change = self.value * 2, 0
+
+    def can_shrink(self) -> bool:
+        return self.moves and self.value > 1
+
+    def shrink(self) -> None:
+        self.value, self.steps_since_change = max(1.0, self.value / 2), 0
+
+
+class Device:
+    """Where a run computes. ``name`` is cpu, cuda:N or mps; ``precision`` fp32, bf16 or fp16, never auto."""
+
+    def __init__(self, name: str, precision: str, threads: int) -> None:
+        self.name = name
+        self.kind = name.split(":")[0]
+        self.precision = precision
+        self.threads = threads
+        self.torch_device = torch.device(name)
+        torch.set_num_threads(threads)
+        _set_numerics(self.kind)
+        if self.kind == "cpu":
+            keep_pages()
+
+    def place(self, module: Module) -> Module:
+        return module.to(self.torch_device)
+
+    def tensor(self, array: NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(array).to(self.torch_device)
+
+    def autocast(self) -> AbstractContextManager[object]:
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.kind, dtype=PRECISIONS[self.precision])
+
+    def loss_scale(self) -> LossScale:
+        return LossScale(2.0**16, moves=True) if self.precision == "fp16" else LossScale()
+
+    def synchronize(self) -> None:
+        """Wait until everything asked for is done, so that a clock read afterwards means something."""
+        if self.kind == "cuda":
+            torch.cuda.synchronize(self.torch_device)
+        elif self.kind == "mps":
+            torch.mps.synchronize()
+
+    def free_bytes(self) -> int | None:
+        """Memory that a run may still take, or None where nobody says."""
+        if self.kind == "cuda":
+            return int(torch.cuda.mem_get_info(self.torch_device)[0])
+        return _available_bytes()
+
+    def peak_bytes(self) -> int | None:
+        """The most that this process has held so far, or None where nobody says."""
+        if self.kind == "cuda":
+            return int(torch.cuda.max_memory_allocated(self.torch_device))
+        return _peak_resident_bytes()
+
+    def matmul_rate(self, rows: int, inner: int, columns: int, seconds: float = 0.25) -> float:
+        """Floating-point operations per second of one product at this precision: measured, median of a few."""
+        a = torch.ones(rows, inner, device=self.torch_device, dtype=PRECISIONS[self.precision])
+        b = torch.ones(inner, columns, device=self.torch_device, dtype=PRECISIONS[self.precision])
+        times: list[float] = []
+        stop = time.perf_counter() + seconds
+        while len(times) < 4 or time.perf_counter() < stop:
+            started = time.perf_counter()
+            torch.mm(a, b)
+            self.synchronize()
+            times.append(time.perf_counter() - started)
+        return 2.0 * rows * inner * columns / sorted(times[1:])[len(times[1:]) // 2]
+
+    @contextmanager
+    def memory_errors_in_words(self, micro_batch_size: int) -> Iterator[None]:
+        """An allocation that fails ends in a sentence with a micro-batch size to try, and exit code 6."""
+        try:
+            yield
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise _out_of_memory(error, micro_batch_size) from None
+        except RuntimeError as error:
+            if "not enough memory" not in str(error) and "can't allocate memory" not in str(error):
+                raise
+            raise _out_of_memory(error, micro_batch_size) from None
+
+
+def _out_of_memory(error: BaseException, micro_batch_size: int) -> Problems:
+    smaller = max(1, micro_batch_size // 2)
+    fix = f"--micro-batch-size {smaller}" if micro_batch_size > 1 else "a smaller --context, --width or --layers"
+    return Problems(
+        Problem("Out of memory.", found=str(error).splitlines()[0] if str(error) else "the allocation failed",
+                wanted="a forward pass that fits; ambidex train --dry-run shows what takes the memory", fix=fix),
+        Exit.OUT_OF_MEMORY,
+    )  # fmt: skip
+
+
+def _set_numerics(kind: str) -> None:
+    """Same inputs, same bytes. Recorded in card.json by ``numerics``."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is only deterministic with a fixed workspace
+    torch.use_deterministic_algorithms(True, warn_only=kind != "cpu")
+    # Deterministic mode also fills fresh memory with NaN, which costs a sixth of a step and hides nothing we do.
+    torch.utils.deterministic.fill_uninitialized_memory = False
+
+
+def numerics() -> dict[str, object]:
+    """Every switch that changes a result in its last bits or more."""
+    return {
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "cuda_allow_tf32": torch.backends.cuda.matmul.allow_tf32,
+        "cudnn_allow_tf32": torch.backends.cudnn.allow_tf32,
+        "mkldnn": torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def keep_pages() -> bool:
+    """Ask glibc to keep freed memory instead of giving it back to the kernel, and say whether it could be asked.
+
+    Every large block is otherwise mapped, faulted in page by page and unmapped once a step: a third of the time of a
+    plain loop (docs/experiments.md). mallopt(3): M_MMAP_MAX -4, M_TRIM_THRESHOLD -1, M_TOP_PAD -2.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False  # musl has none, and keeps pages in its own way
+    return bool(mallopt(-4, 0) and mallopt(-1, 2**31 - 1) and mallopt(-2, 64 << 20))
+
+
+def _available_bytes() -> int | None:
+    """What this process may still take: the machine's available memory, or less where a container's limit is near."""
+    found = [number for number in (_meminfo_available(), _cgroup_left()) if number is not None]
+    return min(found) if found else None
+
+
+def _meminfo_available() -> int | None:
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:  # noqa: PTH123
+            for line in lines:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        return None
+    return None
+
+
+def _cgroup_left() -> int | None:
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        try:
+            with open(limit, encoding="ascii") as most, open(used, encoding="ascii") as now:  # noqa: PTH123
+                allowed, taken = int(most.read()), int(now.read())
+        except (OSError, ValueError):
+            continue  # "max", or no such group
+        if allowed < 1 << 60:  # cgroup v1 writes a huge number for "no limit"
+            return max(0, allowed - taken)
+    return None
+
+
+def _peak_resident_bytes() -> int | None:
+    try:
+        import resource
+    except ImportError:
+        return None  # Windows
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)

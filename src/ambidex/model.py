@@ -1,0 +1,223 @@
+"""A decoder-only transformer: RMSNorm, RoPE, QK-norm, SwiGLU, grouped-query attention.
+
+Module names and weight layout are those of Hugging Face's Qwen3, so a checkpoint exports without surgery.
+Shapes in comments: B sequences, T tokens, W width, H query heads, K key/value heads, D width of a head,
+F feed-forward width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ambidex.randomness import symmetric
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What decides the model's weights. ``context`` is the longest sequence, in tokens."""
+
+    vocabulary_size: int
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    feed_forward: int
+    context: int
+    tied: bool = True
+    rope_base: float = 10_000.0
+    norm_epsilon: float = 1e-6
+
+    @property
+    def head_width(self) -> int:
+        return self.width // self.heads
+
+    def parameters(self) -> dict[str, int]:
+        """Weights by part, counted without building the model."""
+        kv_width = self.kv_heads * self.head_width
+        attention = 2 * self.width * self.width + 2 * self.width * kv_width + 2 * self.head_width
+        counts = {
+            "embedding": self.vocabulary_size * self.width,
+            "attention": self.layers * attention,
+            "feed-forward": self.layers * 3 * self.width * self.feed_forward,
+            "norms": (2 * self.layers + 1) * self.width,
+        }
+        return counts if self.tied else counts | {"head": self.vocabulary_size * self.width}
+
+    def operations_per_token(self, context: int | None = None) -> int:
+        """Floating-point operations of one training token: products only, forward (1x) and backward (2x).
+
+        Counted by hand rather than as six times the parameters, which leaves attention out and takes the embedding's
+        look-up for a product. Causal attention is counted as the half that is needed.
+        """
+        length = context or self.context
+        kv_width = self.kv_heads * self.head_width
+        block = 2 * self.width * self.width + 2 * self.width * kv_width + 3 * self.width * self.feed_forward
+        scores = self.width * length  # two products of T x D per head and token, half of them masked
+        return 6 * (self.layers * (block + scores) + self.width * self.vocabulary_size)
+
+
+class RMSNorm(nn.Module):
+    """Zhang and Sennrich, "Root mean square layer normalization", 2019."""
+
+    def __init__(self, width: int, epsilon: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.epsilon = epsilon
+
+    def forward(self, x: Tensor) -> Tensor:  # (..., width)
+        return F.rms_norm(x, self.weight.shape, self.weight, self.epsilon)
+
+
+def rotation_tables(length: int, head_width: int, base: float) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of RoPE (Su et al., 2021), each (length, head_width), rounded once from fp64."""
+    frequencies = base ** (-np.arange(0, head_width, 2, dtype=np.float64) / head_width)  # (D/2,)
+    angles = np.outer(np.arange(length, dtype=np.float64), frequencies)  # (T, D/2)
+    angles = np.concatenate([angles, angles], axis=1)  # (T, D)
+    return torch.from_numpy(np.cos(angles).astype(np.float32)), torch.from_numpy(np.sin(angles).astype(np.float32))
+
+
+def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """RoPE in Qwen3's layout: the two halves of a head are the two coordinates. ``x`` is (B, H, T, D)."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cosine + torch.cat((-second, first), dim=-1) * sine
+
+
+class Cache:
+    """Keys and values of the tokens so far, for sampling: one (B, K, T, D) pair a layer."""
+
+    def __init__(self) -> None:
+        self.length = 0
+        self._layers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        if layer in self._layers:
+            before_keys, before_values = self._layers[layer]
+            keys, values = torch.cat((before_keys, keys), dim=2), torch.cat((before_values, values), dim=2)
+        self._layers[layer] = keys, values
+        return keys, values
+
+
+class Attention(nn.Module):
+    def __init__(self, shape: Shape, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.heads, self.kv_heads, self.head_width = shape.heads, shape.kv_heads, shape.head_width
+        self.q_proj = nn.Linear(shape.width, shape.width, bias=False)
+        self.k_proj = nn.Linear(shape.width, shape.kv_heads * shape.head_width, bias=False)
+        self.v_proj = nn.Linear(shape.width, shape.kv_heads * shape.head_width, bias=False)
+        self.o_proj = nn.Linear(shape.width, shape.width, bias=False)
+        self.q_norm = RMSNorm(shape.head_width, shape.norm_epsilon)
+        self.k_norm = RMSNorm(shape.head_width, shape.norm_epsilon)
+
+    def forward(self, x: Tensor, cosine: Tensor, sine: Tensor, cache: Cache | None) -> Tensor:  # x (B, T, W)
+        batch, length, width = x.shape
+        queries = self.q_norm(self.q_proj(x).view(batch, length, self.heads, self.head_width)).transpose(1, 2)
+        keys = self.k_norm(self.k_proj(x).view(batch, length, self.kv_heads, self.head_width)).transpose(1, 2)
+        values = self.v_proj(x).view(batch, length, self.kv_heads, self.head_width).transpose(1, 2)
+        queries = rotate(queries, cosine, sine).to(values.dtype)  # (B, H, T, D)
+        keys = rotate(keys, cosine, sine).to(values.dtype)  # (B, K, T, D)
+        causal = cache is None or cache.length == 0
+        if cache is not None:
+            keys, values = cache.append(self.layer, keys, values)
+        if self.kv_heads != self.heads:
+            # Written out rather than enable_gqa, whose CPU kernel is missing from some of the torch versions we support.
+            keys = keys.repeat_interleave(self.heads // self.kv_heads, dim=1)
+            values = values.repeat_interleave(self.heads // self.kv_heads, dim=1)
+        mixed = F.scaled_dot_product_attention(queries, keys, values, is_causal=causal and length > 1)
+        return self.o_proj(mixed.transpose(1, 2).reshape(batch, length, width))  # type: ignore[no-any-return]
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: Shazeer, "GLU variants improve transformer", 2020."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(shape.width, shape.feed_forward, bias=False)
+        self.up_proj = nn.Linear(shape.width, shape.feed_forward, bias=False)
+        self.down_proj = nn.Linear(shape.feed_forward, shape.width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, T, W)
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    def __init__(self, shape: Shape, layer: int) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(shape.width, shape.norm_epsilon)
+        self.self_attn = Attention(shape, layer)
+        self.post_attention_layernorm = RMSNorm(shape.width, shape.norm_epsilon)
+        self.mlp = FeedForward(shape)
+
+    def forward(self, x: Tensor, cosine: Tensor, sine: Tensor, cache: Cache | None) -> Tensor:  # x (B, T, W)
+        x = x + self.self_attn(self.input_layernorm(x), cosine, sine, cache)
+        return x + self.mlp(self.post_attention_layernorm(x))  # type: ignore[no-any-return]
+
+
+class Decoder(nn.Module):
+    """The blocks between the tokens and the last norm."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(shape.vocabulary_size, shape.width)
+        self.layers = nn.ModuleList(Block(shape, layer) for layer in range(shape.layers))
+        self.norm = RMSNorm(shape.width, shape.norm_epsilon)
+        cosine, sine = rotation_tables(shape.context, shape.head_width, shape.rope_base)
+        self.register_buffer("cosine", cosine, persistent=False)  # (context, D)
+        self.register_buffer("sine", sine, persistent=False)  # (context, D)
+
+    cosine: Tensor
+    sine: Tensor
+
+    def forward(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:  # tokens (B, T) -> (B, T, W)
+        start = cache.length if cache is not None else 0
+        rows = slice(start, start + tokens.shape[1])
+        cosine, sine = self.cosine[rows], self.sine[rows]  # (T, D)
+        x = self.embed_tokens(tokens)
+        for block in self.layers:
+            x = block(x, cosine, sine, cache)
+        if cache is not None:
+            cache.length += tokens.shape[1]
+        return self.norm(x)  # type: ignore[no-any-return]
+
+
+class LanguageModel(nn.Module):
+    """The whole model. ``forward`` gives the last norm's output; `loss.py` and `logits` take it from there."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.model = Decoder(shape)
+        self.lm_head = nn.Linear(shape.width, shape.vocabulary_size, bias=False)
+        if shape.tied:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    def forward(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:  # (B, T) -> (B, T, W)
+        return self.model(tokens, cache)  # type: ignore[no-any-return]
+
+    def logits(self, hidden: Tensor) -> Tensor:  # (..., W) -> (..., V)
+        return self.lm_head(hidden)  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def initialise(model: LanguageModel, seed: int) -> None:
+    """Fill the weights, the same bytes on every machine (`randomness.py`).
+
+    Matrices get a deviation of 1/sqrt(fan in); what a block adds to the residual stream is scaled down by the square
+    root of the number of such additions (Radford et al., 2019); norms start at 1. Each tensor has a stream of its
+    own, so adding a layer changes no other layer.
+    """
+    additions = 2 * model.shape.layers
+    for name, weight in model.named_parameters():
+        if weight.ndim == 1:
+            weight.fill_(1.0)
+            continue
+        deviation = 0.02 if "embed_tokens" in name else weight.shape[1] ** -0.5
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            deviation /= additions**0.5
+        numbers = symmetric(seed, name, weight.numel(), deviation)
+        weight.copy_(torch.from_numpy(numbers).view(weight.shape))

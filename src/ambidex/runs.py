@@ -1,0 +1,286 @@
+"""The run folder: its lock, card, metrics, plot, samples and summary. What a run leaves for people and for tools."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from ambidex import checkpoint
+from ambidex.errors import Exit, Problem, Problems
+
+COLUMNS = ("step", "tokens", "loss", "val_loss", "lr", "grad_norm", "seconds", "tokens_per_second")
+CARD, METRICS, PLOT, SAMPLES, SUMMARY = "card.json", "metrics.csv", "loss.png", "samples.md", "summary.md"
+CARD_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Row:
+    """One step. ``tokens`` and ``seconds`` count from the run's start; ``val_loss`` is None where not evaluated."""
+
+    step: int
+    tokens: int
+    loss: float  # nats per token
+    val_loss: float | None
+    lr: float
+    grad_norm: float
+    seconds: float
+    tokens_per_second: float
+
+    def cells(self) -> list[str]:
+        return ["" if value is None else repr(value) for value in (getattr(self, name) for name in COLUMNS)]
+
+    @classmethod
+    def parse(cls, cells: Mapping[str, str]) -> Row:
+        """Raises ValueError or KeyError for anything that is no row of ours."""
+        return cls(
+            step=int(cells["step"]),
+            tokens=int(cells["tokens"]),
+            loss=float(cells["loss"]),
+            val_loss=float(cells["val_loss"]) if cells["val_loss"] else None,
+            lr=float(cells["lr"]),
+            grad_norm=float(cells["grad_norm"]),
+            seconds=float(cells["seconds"]),
+            tokens_per_second=float(cells["tokens_per_second"]),
+        )
+
+
+class Run:
+    """A run folder. Reading needs no lock; training holds ``lock()`` for as long as it writes."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self._lock = FileLock(self.path / ".lock", timeout=0)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """What the run is. Raises Problems (exit 3) where there is no readable card."""
+        return read_card(self.path)
+
+    @property
+    def metrics(self) -> list[Row]:
+        """All rows so far, oldest first."""
+        return read_metrics(self.path / METRICS)
+
+    def lock(self) -> None:
+        """Take the run for this process. A kernel lock: it cannot be left behind by a process that died."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire()
+        except Timeout:
+            raise Problems(
+                Problem("The run is in use by another process.", found=str(self.path),
+                        wanted="one training at a time in a run folder",
+                        fix="wait for it, or give another folder with --out"), Exit.IN_USE,
+            ) from None  # fmt: skip
+        except OSError as error:
+            raise cannot_write(self.path, error) from None
+
+    def unlock(self) -> None:
+        self._lock.release()
+
+    def write(self, name: str, text: str) -> None:
+        """Replace a small file of the run at once."""
+        try:
+            checkpoint.replace_synced(self.path / name, text.encode("utf-8"))
+        except OSError as error:
+            raise cannot_write(self.path, error) from None
+
+    def write_card(self, card: Mapping[str, Any]) -> None:
+        self.write(CARD, json.dumps({"format": CARD_FORMAT, **card}, indent=2, ensure_ascii=False) + "\n")
+
+    def append(self, rows: Sequence[Row]) -> None:
+        """Add rows to metrics.csv, with its header where the file is new."""
+        path = self.path / METRICS
+        try:
+            new = not path.exists()
+            with path.open("a", newline="", encoding="utf-8") as file:
+                file.write(render_rows(rows, header=new))
+        except OSError as error:
+            raise cannot_write(self.path, error) from None
+
+    def cut_back(self, step: int) -> None:
+        """Drop what came after ``step``: a resumed run writes those rows again."""
+        if not (self.path / METRICS).exists():
+            return
+        kept = [row for row in self.metrics if row.step <= step]
+        self.write(METRICS, render_rows(kept, header=True))
+        self.write(SAMPLES, _samples_up_to(self._samples(), step))
+
+    def add_sample(self, row: Row, steps: int, prompt: str, text: str) -> None:
+        """Append to samples.md; the newest stands last, so that the file reads as a story."""
+        fence = "`" * (max((len(run) for run in re.findall(r"`+", prompt + text)), default=0) + 3)
+        loss = f"validation loss {row.val_loss:.3f}" if row.val_loss is not None else f"training loss {row.loss:.3f}"
+        heading = f"## Step {row.step} of {steps}: {loss}"
+        before = self._samples() or "# Samples\n\nWhat the model writes as it learns. The first lines are the prompt.\n"
+        self.write(SAMPLES, f"{before}\n{heading}\n\n{fence}text\n{printable(prompt + text)}\n{fence}\n")
+
+    def _samples(self) -> str:
+        try:
+            return (self.path / SAMPLES).read_text("utf-8")
+        except (OSError, UnicodeDecodeError):
+            return ""
+
+    def plot(self) -> Path | None:
+        """Draw loss.png from metrics.csv; None where there is nothing to draw yet."""
+        rows = self.metrics
+        if not rows:
+            return None
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(8, 4.5), layout="constrained")
+        axes = figure.subplots()
+        axes.plot([r.step for r in rows], [r.loss for r in rows], color="#9aa7b5", linewidth=0.8, label="training")
+        evaluated = [(r.step, r.val_loss) for r in rows if r.val_loss is not None]
+        if evaluated:
+            axes.plot(*zip(*evaluated), color="#b3391f", linewidth=1.8, marker="o", markersize=4, label="validation")
+            last_step, last_loss = evaluated[-1]
+            axes.annotate(f"{last_loss:.3f}", (last_step, last_loss), textcoords="offset points", xytext=(-6, 10),
+                          ha="right", color="#b3391f")  # fmt: skip
+        axes.set(xlabel="step", ylabel="loss (nats per token)", title=self.path.name)
+        axes.grid(alpha=0.25)
+        axes.legend(frameon=False)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+        picture = io.BytesIO()
+        FigureCanvasAgg(figure).print_png(picture)
+        try:
+            checkpoint.replace_synced(self.path / PLOT, picture.getvalue())
+        except OSError as error:
+            raise cannot_write(self.path, error) from None
+        return self.path / PLOT
+
+    def finished(self) -> bool:
+        """Whether a checkpoint of the last step is there. Looks at names only."""
+        steps = checkpoint.steps_in(self.checkpoints)
+        return bool(steps) and steps[-1] >= int(self.card["config"]["steps"])
+
+
+def read_card(path: Path) -> dict[str, Any]:
+    wanted = "a folder that ambidex train wrote"
+    try:
+        text = (path / CARD).read_bytes()
+        if len(text) > 1 << 22:
+            raise ValueError("larger than 4 MB")
+        card = json.loads(text)
+        if not isinstance(card, dict) or not isinstance(card.get("config"), dict):
+            raise ValueError("no card of a run")
+    except FileNotFoundError:
+        raise Problems(
+            Problem("There is no run here.", found=f"{path}: no {CARD}", wanted=wanted), Exit.DATA
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        found = f"{path / CARD}: {error}"
+        raise Problems(
+            Problem("The run's card cannot be read.", found=found, wanted=wanted), Exit.DATA
+        ) from None
+    return card
+
+
+def read_metrics(path: Path) -> list[Row]:
+    """Rows of a metrics file. A last line cut short by a kill is left out, since its step is trained again."""
+    rows: list[Row] = []
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            for cells in csv.DictReader(file):
+                try:
+                    rows.append(Row.parse(cells))
+                except (KeyError, ValueError, TypeError):
+                    break
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return rows
+    return rows
+
+
+def render_rows(rows: Sequence[Row], *, header: bool) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    if header:
+        writer.writerow(COLUMNS)
+    writer.writerows(row.cells() for row in rows)
+    return text.getvalue()
+
+
+def printable(text: str) -> str:
+    """Control characters that a terminal would obey are shown instead of sent."""
+    return "".join(c if c in "\n\t" or c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+
+
+def _samples_up_to(text: str, step: int) -> str:
+    sections = re.split(r"(?m)^(?=## Step \d)", text)
+    kept = [s for s in sections[1:] if (found := re.match(r"## Step (\d+)", s)) and int(found[1]) <= step]
+    return sections[0] + "".join(kept)
+
+
+def runs_folder() -> Path:
+    return Path(os.environ.get("AMBIDEX_RUNS") or "runs")
+
+
+def next_folder(preset: str) -> Path:
+    """``runs/PRESET-NNN`` with the next free number, created at once so that two processes get two."""
+    root = runs_folder()
+    taken = [int(m[1]) for p in _folders(root) if (m := re.fullmatch(re.escape(preset) + r"-(\d{3,})", p.name))]
+    number = max(taken, default=0) + 1
+    while True:
+        path = root / f"{preset}-{number:03d}"
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            path.mkdir()
+            return path
+        except FileExistsError:
+            number += 1
+        except OSError as error:
+            raise cannot_write(path, error) from None
+
+
+def newest_unfinished(matches: Any) -> Run | None:
+    """The newest run under AMBIDEX_RUNS that is not finished and of which ``matches(card)`` is true."""
+    for run in _newest_first():
+        try:
+            if matches(run.card) and not run.finished():
+                return run
+        except (Problems, KeyError, TypeError, ValueError):
+            continue  # no run, or one that cannot be read: nothing to continue
+    return None
+
+
+def _newest_first() -> Iterator[Run]:
+    def age(path: Path) -> float:
+        try:
+            return (path / CARD).stat().st_mtime
+        except OSError:
+            return 0.0
+
+    for path in sorted(_folders(runs_folder()), key=lambda path: (age(path), path.name), reverse=True):
+        yield Run(path)
+
+
+def _folders(root: Path) -> list[Path]:
+    try:
+        return [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    except OSError:
+        return []
+
+
+def cannot_write(path: Path, error: OSError) -> Problems:
+    return Problems(
+        Problem("The run folder cannot be written.", found=f"{path}: {error.strerror or error}",
+                wanted="a folder that this user may write to, on a disk with room",
+                fix="--out with another folder, or mend the permission"), Exit.CANNOT_WRITE,
+    )  # fmt: skip

@@ -1,0 +1,49 @@
+"""What training shows in a terminal: the plan, a progress bar, a line for each evaluation. Plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+
+from tqdm import tqdm
+
+from ambidex.runs import Row
+
+
+def line(word: str, text: str) -> None:
+    """One line of the plan or the end: a word in a column of its own, then a sentence."""
+    print(f"{word:<9}{text}", flush=True)
+
+
+class Screen:
+    """A bar on a terminal (standard error, so that standard output stays clean); nothing but lines in a log."""
+
+    def __init__(self, steps: int, done: int, tokens_per_step: int) -> None:
+        self._tokens_per_step = tokens_per_step
+        self._bar = tqdm(
+            total=steps, initial=done, unit="step", disable=None, dynamic_ncols=True, file=sys.stderr,
+            bar_format="{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
+        )  # fmt: skip
+        self._steps = steps
+        self._headed = False
+
+    def __enter__(self) -> Screen:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bar.close()
+
+    def show(self, row: Row) -> None:
+        self._bar.set_postfix_str(f"loss {row.loss:.3f}, {row.tokens_per_second:,.0f} tokens/s", refresh=False)
+        self._bar.update()
+        if row.val_loss is None:
+            return
+        if not self._headed:
+            tqdm.write(f"{'step':>9}{'loss':>9}{'val_loss':>10}{'seconds':>10}{'tokens/s':>10}{'left':>8}")
+            self._headed = True
+        left = row.seconds / row.step * (self._steps - row.step)
+        tqdm.write(
+            f"{row.step:>9}{row.loss:>9.4f}{row.val_loss:>10.4f}{row.seconds:>10.1f}"
+            f"{row.tokens_per_second:>10,.0f}{left:>7.0f}s"
+        )
+        sys.stdout.flush()

@@ -1,0 +1,22 @@
+"""Everything between ``--data`` and a batch: sources, readers, corpus, tokenizers, token files, batches.
+
+No torch.
+"""
+
+from ambidex.text.batches import IGNORED, Batches, validation_batches
+from ambidex.text.cache import default_cache
+from ambidex.text.corpus import Summary
+from ambidex.text.tokenizer import Tokenizer, load_tokenizer
+from ambidex.text.tokens import Tokens, prepare
+
+__all__ = [
+    "IGNORED",
+    "Batches",
+    "Summary",
+    "Tokenizer",
+    "Tokens",
+    "default_cache",
+    "load_tokenizer",
+    "prepare",
+    "validation_batches",
+]

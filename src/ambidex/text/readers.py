@@ -1,0 +1,276 @@
+"""One place where text lies -> its documents, streamed: plain text, JSON lines, Parquet, each also gzipped.
+
+A document is a stream of chunks of UTF-8 bytes, so a file of any size, compressed or not, passes through in a
+few megabytes of memory. Whatever is wrong with a file is collected over the whole file and raised once, as
+Problems (exit 3).
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+import tempfile
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from ambidex.errors import Exit, Problem, Problems, did_you_mean
+
+CHUNK = 1 << 20  # bytes read at once
+LONGEST_LINE = 1 << 28  # a JSON line must be parsed whole, so it is the one thing that memory must hold
+SHOWN = 5  # problems of one kind that are spelled out for one file; the rest are counted
+
+Document = Iterator[bytes]  # chunks
+
+
+class Source(ABC):
+    """One place where text lies. ``name`` decides its place in the corpus and is how messages call it."""
+
+    name: str
+    size: int  # bytes as they lie on disk, for progress bars
+
+    @abstractmethod
+    def content(self) -> Iterator[bytes]:
+        """The raw bytes that decide the documents, for hashing."""
+
+    @abstractmethod
+    def documents(self, field: str) -> Iterator[Document]:
+        """The texts, in their order. Each must be read before the next is asked for."""
+
+
+@dataclass(frozen=True)
+class Passage(Source):
+    """A text that is already in memory."""
+
+    name: str
+    text: bytes
+
+    @property
+    def size(self) -> int:  # type: ignore[override]
+        return len(self.text)
+
+    def content(self) -> Iterator[bytes]:
+        yield self.text
+
+    def documents(self, field: str) -> Iterator[Document]:
+        yield iter([self.text])
+
+
+@dataclass(frozen=True)
+class Stream(Source):
+    """Standard input or a pipe: it can be read only once, so ``spooled`` is a nameless file on disk that holds it."""
+
+    name: str
+    size: int
+    spooled: IO[bytes]
+
+    def content(self) -> Iterator[bytes]:
+        self.spooled.seek(0)
+        return _chunks(self.spooled)
+
+    def documents(self, field: str) -> Iterator[Document]:
+        yield self.content()
+
+
+@dataclass(frozen=True)
+class TextFile(Source):
+    """A file that is one document, byte for byte."""
+
+    name: str
+    path: Path
+    size: int
+    gzipped: bool = False
+
+    def content(self) -> Iterator[bytes]:
+        with reading(self), self.path.open("rb") as file:
+            yield from _chunks(file)
+
+    def documents(self, field: str) -> Iterator[Document]:
+        yield self._text()
+
+    def _text(self) -> Document:
+        with reading(self), self.unpacked() as file:
+            yield from _chunks(file)
+
+    def unpacked(self) -> IO[bytes]:
+        """The file, opened, as it is after decompression."""
+        return gzip.open(self.path, "rb") if self.gzipped else self.path.open("rb")
+
+
+class JsonLines(TextFile):
+    """A file with one JSON object a line, of which ``field`` is a document.
+
+    Blank lines and null texts hold none.
+    """
+
+    def documents(self, field: str) -> Iterator[Document]:
+        problems: list[Problem] = []
+        with reading(self), self.unpacked() as file:
+            number = 0
+            while line := file.readline(LONGEST_LINE):
+                number += 1
+                if len(line) == LONGEST_LINE:
+                    problems.append(self._too_long(number))
+                    break
+                found = self._text_of(
+                    line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line, field, number
+                )
+                if isinstance(found, Problem):
+                    problems.append(found)
+                elif found:
+                    yield iter([found])
+        if problems:
+            raise Problems(_first(problems, self.name), Exit.DATA)
+
+    def _text_of(self, line: bytes, field: str, number: int) -> bytes | Problem | None:
+        if not line.strip():
+            return None
+        where = f"{self.name}, line {number}"
+        try:
+            row = json.loads(line.decode("utf-8", "replace"))
+        except (ValueError, RecursionError) as error:
+            reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+            return Problem(f"{where} is not JSON", found=reason, wanted="one JSON object a line")
+        if not isinstance(row, dict):
+            return Problem(
+                f"{where} is not an object", found=type(row).__name__, wanted="one JSON object a line"
+            )
+        if field not in row:
+            return missing_field(where, "field", field, list(row))
+        text = row[field]
+        if text is None:
+            return None
+        if not isinstance(text, str):
+            return Problem(
+                f"{where}: field {field!r} is no text", found=type(text).__name__, wanted="a string"
+            )
+        return utf8(text)
+
+    def _too_long(self, number: int) -> Problem:
+        return Problem(
+            f"{self.name}, line {number} is too long to be parsed",
+            found=f"{LONGEST_LINE} bytes without a line end",
+            wanted="one JSON object a line",
+        )
+
+
+class Parquet(TextFile):
+    """A Parquet file, of which the column ``field`` holds a document a row. Nulls hold none."""
+
+    def documents(self, field: str) -> Iterator[Document]:
+        parquet = pyarrow_parquet(self.name)
+        with reading(self), self._seekable() as file:
+            # pyarrow tells bad input by many exceptions, its own and Python's.
+            try:
+                table = parquet.ParquetFile(file)
+                self._check(table.schema_arrow, field)
+                for batch in table.iter_batches(batch_size=1024, columns=[field]):
+                    for value in batch.column(0):
+                        if text := value.as_py():
+                            yield iter([text if isinstance(text, bytes) else utf8(text)])
+            except (ValueError, TypeError, KeyError, ArithmeticError, NotImplementedError, OSError) as error:
+                raise Problems(
+                    Problem(f"{self.name} is no readable Parquet file", found=first_line(error)), Exit.DATA
+                ) from None
+
+    def _check(self, schema: Any, field: str) -> None:
+        if field not in schema.names:
+            raise Problems(missing_field(self.name, "column", field, schema.names), Exit.DATA)
+        kind = str(schema.field(field).type)
+        if not any(word in kind for word in ("string", "binary")) or "list" in kind or "struct" in kind:
+            raise Problems(
+                Problem(
+                    f"{self.name}: column {field!r} holds no text", found=kind, wanted="string or binary"
+                ),
+                Exit.DATA,
+            )
+
+    @contextmanager
+    def _seekable(self) -> Iterator[IO[bytes]]:
+        """Parquet is read from its end, which a gzipped file has to be unpacked for: to disk, not to memory."""
+        with self.unpacked() as file:
+            if not self.gzipped:
+                yield file
+                return
+            with tempfile.TemporaryFile() as whole:
+                shutil.copyfileobj(file, whole, CHUNK)
+                whole.seek(0)
+                yield whole
+
+
+@contextmanager
+def reading(source: TextFile) -> Iterator[None]:
+    """Turn what can go wrong while a file is read into Problems (exit 3)."""
+    try:
+        yield
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise Problems(
+            Problem(f"{source.name} is no whole gzip file", found=first_line(error)), Exit.DATA
+        ) from None
+    except OSError as error:
+        raise Problems(unreadable(source.name, error), Exit.DATA) from None
+
+
+def unreadable(name: str, error: OSError) -> Problem:
+    """The problem of a file that the system will not let us read."""
+    fix = (
+        "check its permissions, and those of the folders above it"
+        if isinstance(error, PermissionError)
+        else ""
+    )
+    return Problem(f"{name} cannot be read", found=error.strerror or str(error), fix=fix)
+
+
+def missing_field(where: str, word: str, field: str, there: Sequence[str]) -> Problem:
+    """The problem of a record without the asked field: says which there are, and the nearest."""
+    names = ", ".join(map(repr, there[:20])) + (", ..." if len(there) > 20 else "")
+    meant = did_you_mean(field, there)
+    return Problem(
+        f"{where} has no {word} {field!r}",
+        found=names or "none at all",
+        fix=f"--field NAME{'; ' + meant if meant else ''}",
+    )
+
+
+def pyarrow_parquet(name: str) -> Any:
+    """pyarrow's Parquet module. Raises Problems (exit 3) with what to type where it is not installed."""
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise Problems(
+            Problem(
+                f"{name} needs pyarrow to be read",
+                found="not installed",
+                fix='pip install "ambidex[parquet]"',
+            ),
+            Exit.DATA,
+        ) from None
+    return pyarrow.parquet
+
+
+def utf8(text: str) -> bytes:
+    """UTF-8 of a string. JSON may spell half of a surrogate pair, which UTF-8 cannot: it becomes U+FFFD."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, in one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _chunks(file: IO[bytes]) -> Iterator[bytes]:
+    while chunk := file.read(CHUNK):
+        yield chunk
+
+
+def _first(problems: list[Problem], name: str) -> list[Problem]:
+    more = len(problems) - SHOWN
+    return problems[:SHOWN] + ([Problem(f"{name}: {more} more lines like these")] if more > 0 else [])
