@@ -10,11 +10,11 @@ from typing import Any
 __version__ = "0.1.0"
 
 _WHERE = {
-    "train": "ambidex.trainer",
+    "train": "ambidex.launch",
     "doctor": "ambidex.device.doctor",
     "gpu_usable": "ambidex.device.doctor",
 }
-__all__ = ["__version__", *_WHERE]
+__all__ = ["__version__", "doctor", "gpu_usable", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -23,7 +23,12 @@ from torch import Tensor
 
 from ambidex.errors import Exit, Problem, Problems
 
-MODEL, OPTIMIZER, STATE, MANIFEST = "model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"
+MODEL, OPTIMIZER, STATE, MANIFEST = (
+    "model.safetensors",
+    "optimizer.safetensors",
+    "state.json",
+    "manifest.json",
+)
 FORMAT = 1
 _NAME = re.compile(r"step-(\d{6,12})")
 _LARGEST_JSON = 1 << 20  # bytes; ours are under 10 kB
@@ -48,7 +53,7 @@ class Found:
     skipped: tuple[str, ...] = field(default=())
 
 
-class Damaged(Exception):
+class Damaged(Exception):  # noqa: N818  it says what the checkpoint is
     """A checkpoint that must not be loaded; the text says which file and why."""
 
 
@@ -111,7 +116,7 @@ def newest_good(checkpoints: Path) -> Found:
 
 def load(folder: Path) -> Checkpoint:
     """Read and verify one checkpoint. Raises Damaged."""
-    contents = {name: content for name, content in _verified(folder)}
+    contents = dict(_verified(folder))
     try:
         model = safetensors.torch.load(contents[MODEL])
         optimizer = safetensors.torch.load(contents[OPTIMIZER])
@@ -137,7 +142,9 @@ def keep_only(checkpoints: Path, newest: int, best: int | None) -> None:
         if step != best:
             doomed = checkpoints / f".{folder_name(step)}.deleted"
             try:
-                (checkpoints / folder_name(step)).rename(doomed)  # so that a kill leaves no half folder behind
+                (checkpoints / folder_name(step)).rename(
+                    doomed
+                )  # so that a kill leaves no half folder behind
             except OSError:
                 continue
             shutil.rmtree(doomed, ignore_errors=True)

@@ -51,8 +51,7 @@ def _sources(value: object) -> object:
 
 def setting(default: Any, help: str, *, numeric: bool, group: str, **bounds: Any) -> Any:  # noqa: A002
     """A field. ``numeric`` says that it can change a run's numbers: two runs that differ in one are not the same run."""
-    extra = {"numeric": numeric, "group": group}
-    return Field(default, description=help, json_schema_extra=extra, **bounds)
+    return Field(default, description=help, json_schema_extra={"numeric": numeric, "group": group}, **bounds)
 
 
 Seconds = Annotated[float, BeforeValidator(_seconds)]
@@ -65,13 +64,17 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    preset: str = setting("nano", "The preset that the other settings start from.", numeric=False, group="run")
+    preset: str = setting(
+        "nano", "The preset that the other settings start from.", numeric=False, group="run"
+    )
     steps: int = setting(300, "Optimizer updates in the whole run.", numeric=True, group="run", ge=1)
     time: Seconds = setting(
         0.0, "Train for about this long (90s, 5m, 1h30m); becomes a number of steps. 0: --steps counts.",
         numeric=False, group="run", ge=0, allow_inf_nan=False,
     )  # fmt: skip
-    seed: int = setting(0, "Decides the first weights and the order of the data.", numeric=True, group="run", ge=0)
+    seed: int = setting(
+        0, "Decides the first weights and the order of the data.", numeric=True, group="run", ge=0
+    )
     out: str = setting("", "The run folder. Left out: runs/PRESET-NNN.", numeric=False, group="run")
     resume: bool = setting(
         False, "Continue the run in --out, or the newest unfinished one like this; else start one.",
@@ -80,7 +83,10 @@ class Settings(BaseModel):
     dry_run: bool = setting(False, "Print the plan and stop.", numeric=False, group="run")
 
     data: Sources = setting(
-        ("builtin",), "Files, folders, - for standard input, hf:NAME, or builtin.", numeric=False, group="text"
+        ("builtin",),
+        "Files, folders, - for standard input, hf:NAME, or builtin.",
+        numeric=False,
+        group="text",
     )
     field: str = setting("text", "The field of a JSON line, or the column of a table, that holds the text.",
                          numeric=False, group="text", min_length=1)  # fmt: skip
@@ -96,17 +102,25 @@ class Settings(BaseModel):
     )
 
     layers: int = setting(4, "Transformer blocks.", numeric=True, group="model", ge=1, le=1024)
-    width: int = setting(192, "Numbers that stand for a token between blocks.", numeric=True, group="model", ge=2)
+    width: int = setting(
+        192, "Numbers that stand for a token between blocks.", numeric=True, group="model", ge=2
+    )
     heads: int = setting(3, "Query heads.", numeric=True, group="model", ge=1)
-    kv_heads: int = setting(3, "Key/value heads; fewer than heads shares them.", numeric=True, group="model", ge=1)
+    kv_heads: int = setting(
+        3, "Key/value heads; fewer than heads shares them.", numeric=True, group="model", ge=1
+    )
     feed_forward: int = setting(512, "Width inside a feed-forward layer.", numeric=True, group="model", ge=1)
     context: int = setting(128, "Tokens of a sequence.", numeric=True, group="model", ge=1, le=1_048_576)
     tied: bool = setting(True, "One matrix for embedding and output.", numeric=True, group="model")
     rope_base: float = setting(10_000.0, "Base of the rotary angles.", numeric=True, group="model", gt=1,
                                allow_inf_nan=False)  # fmt: skip
-    norm_epsilon: float = setting(1e-6, "Added under every norm's root.", numeric=True, group="model", gt=0, lt=1)
+    norm_epsilon: float = setting(
+        1e-6, "Added under every norm's root.", numeric=True, group="model", gt=0, lt=1
+    )
 
-    batch_size: int = setting(16, "Sequences per step, over all processes.", numeric=True, group="batch", ge=1)
+    batch_size: int = setting(
+        16, "Sequences per step, over all processes.", numeric=True, group="batch", ge=1
+    )
     micro_batch_size: int = setting(
         0, "Sequences per forward pass; must divide the batch size. 0: all at once.",
         numeric=True, group="batch", ge=0,
@@ -130,7 +144,9 @@ class Settings(BaseModel):
         0.1, "Last learning rate as a fraction of the peak.", numeric=True, group="optimizer", ge=0, le=1
     )
     beta1: float = setting(0.9, "Decay of AdamW's first moment.", numeric=True, group="optimizer", ge=0, lt=1)
-    beta2: float = setting(0.95, "Decay of AdamW's second moment.", numeric=True, group="optimizer", ge=0, lt=1)
+    beta2: float = setting(
+        0.95, "Decay of AdamW's second moment.", numeric=True, group="optimizer", ge=0, lt=1
+    )
     epsilon: float = setting(1e-8, "AdamW's epsilon.", numeric=True, group="optimizer", gt=0, lt=1)
     momentum: float = setting(0.95, "Muon's momentum.", numeric=True, group="optimizer", ge=0, lt=1)
     weight_decay: float = setting(0.1, "Decay of the matrices.", numeric=True, group="optimizer", ge=0, le=10)
@@ -150,7 +166,9 @@ class Settings(BaseModel):
     prompt: str = setting("def ", "What a sample on the way begins with.", numeric=False, group="watching")
     save_every: int = setting(0, "Steps between checkpoints. 0: with every evaluation.", numeric=False,
                               group="watching", ge=0)  # fmt: skip
-    keep: int = setting(2, "Newest checkpoints to keep, besides the best.", numeric=False, group="watching", ge=1)
+    keep: int = setting(
+        2, "Newest checkpoints to keep, besides the best.", numeric=False, group="watching", ge=1
+    )
 
     device: DeviceName = setting("auto", "auto, cpu, cuda, cuda:N or mps.", numeric=False, group="machine")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
@@ -196,9 +214,10 @@ class Resolved:
 
     settings: Settings
     origins: dict[str, str]
+    asked_devices: dict[str, str]  # what each kind of origin asked for, the overruled ones too
 
     def kind(self, name: str) -> str:
-        """"flag", "argument", "environment", "toml", "preset" or "default"."""
+        """ "flag", "argument", "environment", "toml", "preset" or "default"."""
         return _KINDS.get(self.origins[name].split(" ")[0], "toml")
 
     def given(self) -> dict[str, Any]:
@@ -207,7 +226,13 @@ class Resolved:
         return {name: getattr(self.settings, name) for name in names}
 
 
-_KINDS = {"flag": "flag", "argument": "argument", "variable": "environment", "preset": "preset", "default": "default"}
+_KINDS = {
+    "flag": "flag",
+    "argument": "argument",
+    "variable": "environment",
+    "preset": "preset",
+    "default": "default",
+}
 
 
 def preset_names() -> list[str]:
@@ -227,7 +252,9 @@ def resolve(
     layers: list[tuple[dict[str, Any], str]] = []
     if file is not None:
         layers.append((_read_toml(file, problems), str(file)))
-    layers.append((_read_environment(os.environ if environment is None else environment), "variable {variable}"))
+    layers.append(
+        (_read_environment(os.environ if environment is None else environment), "variable {variable}")
+    )
     layers.append((dict(flags), "flag {flag}" if called_from == "flag" else "argument {name}="))
 
     values: dict[str, Any] = {}
@@ -235,7 +262,7 @@ def resolve(
     for layer, origin in [(_preset(layers, problems), "preset {preset}"), *layers]:
         for name, value in layer.items():
             if name not in fields():
-                problems.append(_unknown_key(name, origin))
+                problems.append(_unknown_key(name, "this call" if "{" in origin else origin))
                 continue
             values[name] = value
             origins[name] = origin.format(
@@ -244,7 +271,13 @@ def resolve(
     settings = _checked(values, origins, problems)
     if problems or settings is None:
         raise Problems(problems, Exit.USAGE)
-    return Resolved(settings, {name: origins.get(name, "default") for name in fields()})
+    kinds = ("toml", "environment", called_from)
+    asked = {
+        kind: str(layer["device"])
+        for kind, (layer, _) in zip(kinds[-len(layers) :], layers)
+        if "device" in layer
+    }
+    return Resolved(settings, {name: origins.get(name, "default") for name in fields()}, asked)
 
 
 def _preset(layers: Sequence[tuple[dict[str, Any], str]], problems: list[Problem]) -> dict[str, Any]:
@@ -285,11 +318,12 @@ def _read_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 def _unknown_flag(word: str) -> Problem:
     known = [flag(name) for name in fields()]
-    return Problem(f"There is no flag {word}.", fix=did_you_mean(word.split("=")[0], known) or "ambidex train --help")
+    return Problem(
+        f"There is no flag {word}.", fix=did_you_mean(word.split("=", maxsplit=1)[0], known) or "ambidex train --help"
+    )
 
 
-def _unknown_key(name: str, origin: str) -> Problem:
-    place = "this function" if origin.startswith("argument") else origin
+def _unknown_key(name: str, place: str) -> Problem:
     return Problem(f"There is no setting {name!r}.", found=f"in {place}",
                    fix=did_you_mean(name, list(fields())) or "docs/reference.md lists them all")  # fmt: skip
 
@@ -335,34 +369,77 @@ def impossible(settings: Settings) -> list[tuple[tuple[str, ...], Problem]]:
     s = settings
     found: list[tuple[tuple[str, ...], Problem]] = []
     if s.width % s.heads:
-        found.append((("width", "heads"), Problem(
-            "The width must divide into heads.", found=f"--width {s.width} --heads {s.heads}",
-            wanted="a width that is a multiple of the heads",
-            fix=f"--width {_nearest_multiple(s.width, s.heads)}, or --heads {_nearest_divisor(s.width, s.heads)}")))
+        found.append(
+            (
+                ("width", "heads"),
+                Problem(
+                    "The width must divide into heads.",
+                    found=f"--width {s.width} --heads {s.heads}",
+                    wanted="a width that is a multiple of the heads",
+                    fix=f"--width {_nearest_multiple(s.width, s.heads)}, or --heads {_nearest_divisor(s.width, s.heads)}",
+                ),
+            )
+        )
     elif (s.width // s.heads) % 2:
-        found.append((("width", "heads"), Problem(
-            "A head must have an even width, since rotary positions turn pairs.",
-            found=f"{s.width} / {s.heads} = {s.width // s.heads}",
-            wanted="an even number", fix=f"--width {_nearest_multiple(s.width, 2 * s.heads)}")))
+        found.append(
+            (
+                ("width", "heads"),
+                Problem(
+                    "A head must have an even width, since rotary positions turn pairs.",
+                    found=f"{s.width} / {s.heads} = {s.width // s.heads}",
+                    wanted="an even number",
+                    fix=f"--width {_nearest_multiple(s.width, 2 * s.heads)}",
+                ),
+            )
+        )
     if s.heads % s.kv_heads:
-        found.append((("heads", "kv_heads"), Problem(
-            "The query heads must divide into groups that share a key/value head.",
-            found=f"--heads {s.heads} --kv-heads {s.kv_heads}",
-            wanted="kv-heads that divide the heads", fix=f"--kv-heads {_nearest_divisor(s.heads, s.kv_heads)}")))
+        found.append(
+            (
+                ("heads", "kv_heads"),
+                Problem(
+                    "The query heads must divide into groups that share a key/value head.",
+                    found=f"--heads {s.heads} --kv-heads {s.kv_heads}",
+                    wanted="kv-heads that divide the heads",
+                    fix=f"--kv-heads {_nearest_divisor(s.heads, s.kv_heads)}",
+                ),
+            )
+        )
     if s.micro_batch_size and s.batch_size % s.micro_batch_size:
-        found.append((("batch_size", "micro_batch_size"), Problem(
-            "The batch must divide into micro-batches.",
-            found=f"--batch-size {s.batch_size} --micro-batch-size {s.micro_batch_size}",
-            wanted="a micro-batch size that divides the batch size",
-            fix=f"--micro-batch-size {_nearest_divisor(s.batch_size, s.micro_batch_size)}")))
+        found.append(
+            (
+                ("batch_size", "micro_batch_size"),
+                Problem(
+                    "The batch must divide into micro-batches.",
+                    found=f"--batch-size {s.batch_size} --micro-batch-size {s.micro_batch_size}",
+                    wanted="a micro-batch size that divides the batch size",
+                    fix=f"--micro-batch-size {_nearest_divisor(s.batch_size, s.micro_batch_size)}",
+                ),
+            )
+        )
     if s.tokenizer == "bpe" and s.vocabulary_size < 257:
-        found.append((("tokenizer", "vocabulary_size"), Problem(
-            "A learnt vocabulary needs more tokens than there are bytes.",
-            found=f"--vocabulary-size {s.vocabulary_size}", wanted="257 or more", fix="--vocabulary-size 4096")))
+        found.append(
+            (
+                ("tokenizer", "vocabulary_size"),
+                Problem(
+                    "A learnt vocabulary needs more tokens than there are bytes.",
+                    found=f"--vocabulary-size {s.vocabulary_size}",
+                    wanted="257 or more",
+                    fix="--vocabulary-size 4096",
+                ),
+            )
+        )
     if s.precision == "fp16" and s.device in ("cpu", "mps"):
-        found.append((("precision", "device"), Problem(
-            "fp16 training needs a CUDA GPU.", found=f"--precision fp16 --device {s.device}",
-            wanted="fp32 or bf16 here", fix="--precision auto")))
+        found.append(
+            (
+                ("precision", "device"),
+                Problem(
+                    "fp16 training needs a CUDA GPU.",
+                    found=f"--precision fp16 --device {s.device}",
+                    wanted="fp32 or bf16 here",
+                    fix="--precision auto",
+                ),
+            )
+        )
     return found  # fmt: skip
 
 
@@ -372,3 +449,11 @@ def _nearest_divisor(number: int, near: int) -> int:
 
 def _nearest_multiple(number: int, of: int) -> int:
     return max(1, round(number / of)) * of
+
+
+def preset_text(name: str) -> str:
+    """The TOML of a preset, to print, copy and change."""
+    if name not in preset_names():
+        raise Problems(Problem(f"There is no preset {name!r}.", wanted=", ".join(preset_names()),
+                               fix=did_you_mean(name, preset_names())))  # fmt: skip
+    return (PRESETS / f"{name}.toml").read_text("utf-8")

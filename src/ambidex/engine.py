@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -48,7 +49,7 @@ class Device:
 
     def __init__(self, name: str, precision: str, threads: int) -> None:
         self.name = name
-        self.kind = name.split(":")[0]
+        self.kind = name.split(":", maxsplit=1)[0]
         self.precision = precision
         self.threads = threads
         self.torch_device = torch.device(name)
@@ -62,6 +63,16 @@ class Device:
 
     def tensor(self, array: NDArray[np.int64]) -> Tensor:
         return torch.from_numpy(array).to(self.torch_device)
+
+    def compiled(self, module: nn.Module) -> tuple[Callable[[Tensor], Tensor], str]:
+        """The module compiled, or as it is where no compiler is there, and a line that says which."""
+        compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+        if self.kind == "cpu" and shutil.which(compiler) is None:
+            return (
+                module,
+                f"no: torch.compile needs {compiler}, which is not installed; training goes on without",
+            )
+        return torch.compile(module), "yes: the first step takes longer"
 
     def autocast(self) -> AbstractContextManager[object]:
         if self.precision == "fp32":
@@ -118,7 +129,11 @@ class Device:
 
 def _out_of_memory(error: BaseException, micro_batch_size: int) -> Problems:
     smaller = max(1, micro_batch_size // 2)
-    fix = f"--micro-batch-size {smaller}" if micro_batch_size > 1 else "a smaller --context, --width or --layers"
+    fix = (
+        f"--micro-batch-size {smaller}"
+        if micro_batch_size > 1
+        else "a smaller --context, --width or --layers"
+    )
     return Problems(
         Problem("Out of memory.", found=str(error).splitlines()[0] if str(error) else "the allocation failed",
                 wanted="a forward pass that fits; ambidex train --dry-run shows what takes the memory", fix=fix),
@@ -128,10 +143,12 @@ def _out_of_memory(error: BaseException, micro_batch_size: int) -> Problems:
 
 def _set_numerics(kind: str) -> None:
     """Same inputs, same bytes. Recorded in card.json by ``numerics``."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is only deterministic with a fixed workspace
+    os.environ.setdefault(
+        "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+    )  # cuBLAS is only deterministic with a fixed workspace
     torch.use_deterministic_algorithms(True, warn_only=kind != "cpu")
     # Deterministic mode also fills fresh memory with NaN, which costs a sixth of a step and hides nothing we do.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def numerics() -> dict[str, object]:
@@ -141,7 +158,7 @@ def numerics() -> dict[str, object]:
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
         "cuda_allow_tf32": torch.backends.cuda.matmul.allow_tf32,
         "cudnn_allow_tf32": torch.backends.cudnn.allow_tf32,
-        "mkldnn": torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled),
+        "mkldnn": bool(torch.backends.mkldnn.enabled),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
     }
 

@@ -45,7 +45,7 @@ class Problem:
         return (("found", self.found), ("wanted", self.wanted), ("do", self.fix))
 
 
-class Problems(Exception):
+class Problems(Exception):  # noqa: N818  it is not one error but all of them
     """All that is wrong, at once, with the exit code it ends in."""
 
     def __init__(self, problems: Problem | Iterable[Problem], exit_code: int = Exit.USAGE) -> None:
@@ -56,7 +56,9 @@ class Problems(Exception):
     def __str__(self) -> str:
         if len(self.problems) == 1:
             return f"error: {self.problems[0]}"
-        return "\n".join([f"{len(self.problems)} errors:", *(f"{n}. {p}" for n, p in enumerate(self.problems, 1))])
+        return "\n".join(
+            [f"{len(self.problems)} errors:", *(f"{n}. {p}" for n, p in enumerate(self.problems, 1))]
+        )
 
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:

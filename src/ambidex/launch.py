@@ -2,38 +2,36 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
-import platform
-import shlex
 import statistics
 import sys
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-import ambidex
-from ambidex import checkpoint, config, plan, runs
-from ambidex.checkpoint import Checkpoint
+from ambidex import config, plan, runs
+from ambidex.card import leg, new_card
 from ambidex.config import Resolved, Settings
+from ambidex.device import cpu as processor
 from ambidex.device.choose import Choice, choose
-from ambidex.device.cpu import Cpu, has_fast_bf16, look_at_cpu, threads_for_training
-from ambidex.engine import Device, compile_problem, numerics
-from ambidex.errors import Exit, Problem, Problems
+from ambidex.device.machine import Cpu
+from ambidex.engine import Device
+from ambidex.errors import Exit
 from ambidex.model import LanguageModel, initialise
 from ambidex.optim import Optimizer, Schedule
+from ambidex.resume import check_same_text, named_run, restore_newest, unfinished_run, with_card
 from ambidex.runs import Run
 from ambidex.screen import Screen, line
 from ambidex.stops import Stops
+from ambidex.summary import show_end, show_plan, show_settings, write_summary
 from ambidex.text.batches import Batches
+from ambidex.text.cache import default_cache
 from ambidex.text.tokens import Tokens, prepare
 from ambidex.trainer import Trainer, fit
 
@@ -53,7 +51,9 @@ def train(config_file: str | Path | None = None, /, **settings: Any) -> Run:
 
     Raises Problems with all that is wrong, and KeyboardInterrupt where Ctrl-C stopped it (after a checkpoint).
     """
-    resolved = config.resolve(settings, file=Path(config_file) if config_file else None, called_from="argument")
+    resolved = config.resolve(
+        settings, file=Path(config_file) if config_file else None, called_from="argument"
+    )
     outcome = start(resolved)
     if outcome.exit_code == Exit.INTERRUPTED:
         raise KeyboardInterrupt
@@ -65,17 +65,149 @@ def train(config_file: str | Path | None = None, /, **settings: Any) -> Run:
 def start(resolved: Resolved) -> Outcome:
     """Everything that `ambidex train` does once its settings are known."""
     with Stops() as stops:
-        choice = choose(resolved.settings.device, resolved.kind("device"), asked=resolved.asked("device"))
-        cpu = look_at_cpu()
+        choice = choose(resolved.settings.device, resolved.kind("device"), asked=resolved.asked_devices)
         line("device", f"{choice.name}: {choice.reason}")
         for notice in choice.notices:
             line("", notice)
-        place = find_place(resolved, choice)
-        resolved = place.resolved
-        settings = resolved.settings
-        tokens = prepare(
-            settings.data, tokenizer=settings.tokenizer, vocabulary_size=settings.vocabulary_size,
-            field=settings.field, validation_fraction=settings.validation_fraction,
-            cache=cache_folder(), progress=sys.stderr.isatty(),
-        )  # fmt: skip
-        return Outcome(Run("."), 0)
+        run = named_run(resolved.settings)
+        if run is not None and run.holds_card():
+            resolved = with_card(resolved, run.card)
+        tokens = prepare_text(resolved.settings)
+        if run is None and resolved.settings.resume:
+            run = unfinished_run(resolved, tokens, choice)
+            resolved = with_card(resolved, run.card) if run else resolved
+        card = run.card if run and run.holds_card() else {}
+        device = prepare_device(choice, resolved.settings, card)
+        trainer = build(resolved.settings, device, tokens)
+        if resolved.settings.time and not card:
+            take_time(trainer)
+        show_plan(trainer)
+        if resolved.settings.dry_run:
+            show_settings(resolved)
+            return Outcome(run or Run(""), Exit.DONE)
+        run = run or Run(runs.next_folder(resolved.settings.preset))
+        run.lock()
+        try:
+            return carry_on(trainer, run, card, choice, stops)
+        finally:
+            run.unlock()
+
+
+def carry_on(trainer: Trainer, run: Run, card: Mapping[str, Any], choice: Choice, stops: Stops) -> Outcome:
+    """Train in a run folder that this process holds: from its newest good checkpoint, or from the start."""
+    settings = trainer.settings
+    if card:
+        check_same_text(card, trainer.tokens)
+        restore_newest(trainer, run)
+        if trainer.step >= settings.steps:
+            line("finished", f"{run.path} has all of its {settings.steps} steps; nothing is left to do.")
+            return Outcome(run, Exit.DONE)
+        run.write_card({**card, "resumes": [*card.get("resumes", []), leg(trainer, choice)]})
+    else:
+        run.write_card(new_card(trainer, choice))
+        trainer.tokens.tokenizer.save(run.path / runs.TOKENIZER)
+    line("run", f"{run.path}" + (f", from step {trainer.step}" if trainer.step else ""))
+    stops.listening = True
+    with (
+        Screen(settings.steps, trainer.step, settings.batch_size * settings.context) as screen,
+        trainer.device.memory_errors_in_words(settings.micro_batch_size or settings.batch_size),
+    ):
+        fit(trainer, run, stops, screen)
+    run.plot()
+    write_summary(trainer, run)
+    show_end(trainer, run)
+    return Outcome(run, stops.asked or Exit.DONE)
+
+
+def prepare_text(settings: Settings) -> Tokens:
+    tokens = prepare(
+        settings.data, tokenizer=settings.tokenizer, vocabulary_size=settings.vocabulary_size, field=settings.field,
+        validation_fraction=settings.validation_fraction, cache=default_cache(os.environ), progress=sys.stderr.isatty(),
+    )  # fmt: skip
+    size = plan.spell_bytes(tokens.train_bytes + tokens.validation_bytes)
+    line("text", f"{', '.join(settings.data)}: {size}, {tokens.train_tokens:,} tokens to learn from and "
+                 f"{tokens.validation_tokens:,} held out; sha256 {tokens.data_hash[:12]}")  # fmt: skip
+    return tokens
+
+
+def prepare_device(choice: Choice, settings: Settings, card: Mapping[str, Any]) -> Device:
+    """Threads and precision, by rule; a run that is continued keeps the precision on its card."""
+    cpu = processor.look()
+    threads = settings.threads or processor.threads_for_training(cpu)
+    asked = str(card.get("precision", settings.precision))
+    precision, why = (
+        (asked, "as asked" if not card else "as its card says") if asked != "auto" else rule(choice, cpu)
+    )
+    line(
+        "numbers", f"{precision} ({why}), {threads} thread{'s' * (threads != 1)} on {cpu.name or 'this CPU'}"
+    )
+    return Device(choice.name, precision, threads)
+
+
+def rule(choice: Choice, cpu: Cpu) -> tuple[str, str]:
+    """The precision that "auto" means, and why: by instruction set and chip, never by a stopwatch."""
+    if choice.name.startswith("cuda"):
+        fast = torch.cuda.get_device_capability(torch.device(choice.name)) >= (8, 0)
+        return ("bf16", "this GPU computes in it") if fast else ("fp32", "this GPU has no bf16")
+    if choice.name == "cpu" and processor.has_fast_bf16(cpu.isa):
+        return "bf16", "this CPU multiplies in it"
+    return "fp32", "no bf16 instructions here" if choice.name == "cpu" else "exact on this device"
+
+
+def build(settings: Settings, device: Device, tokens: Tokens) -> Trainer:
+    """The model with its first weights, its optimizer and its batches, at step 0."""
+    batches = Batches(tokens, settings.context, settings.batch_size, settings.seed)
+    with device.memory_errors_in_words(settings.micro_batch_size or settings.batch_size):
+        model = LanguageModel(plan.shape_of(settings, tokens.tokenizer.vocabulary_size))
+        initialise(model, settings.seed)
+        device.place(model)
+    optimizer = Optimizer(
+        model, kind=settings.optimizer, betas=(settings.beta1, settings.beta2), epsilon=settings.epsilon,
+        momentum=settings.momentum, weight_decay=settings.weight_decay, clip=settings.clip,
+    )  # fmt: skip
+    forward: Callable[[Tensor], Tensor] = model
+    if settings.compile:
+        forward, notice = device.compiled(model)
+        line("compile", notice)
+    return Trainer(
+        settings,
+        device,
+        model,
+        optimizer,
+        schedule_of(settings),
+        batches,
+        tokens,
+        forward,
+        device.loss_scale(),
+    )
+
+
+def schedule_of(settings: Settings) -> Schedule:
+    return Schedule(
+        settings.schedule, settings.learning_rate, settings.steps,
+        settings.warmup_fraction, settings.decay_fraction, settings.final_rate,
+    )  # fmt: skip
+
+
+def take_time(trainer: Trainer) -> None:
+    """Turn --time into --steps: a few steps on trial, undone afterwards, and what an evaluation costs."""
+    settings = trainer.settings
+    with trainer.device.memory_errors_in_words(settings.micro_batch_size or settings.batch_size):
+        took = [trainer.update().seconds for _ in range(WARM_UP_STEPS)]
+        step_seconds = statistics.median(b - a for a, b in pairwise(took))
+        before = trainer.seconds
+        predicted = settings.batch_size * settings.context
+        trainer.evaluate(predicted)
+        token_seconds = (trainer.seconds - before) / predicted
+    watched = (
+        9 * (settings.evaluation_tokens or trainer.tokens.validation_tokens)
+        + trainer.tokens.validation_tokens
+    )
+    left = settings.time - took[-1] - token_seconds * watched
+    steps = max(1, math.floor(left / step_seconds))
+    trainer.settings = settings.model_copy(update={"steps": steps})
+    trainer.schedule = schedule_of(trainer.settings)
+    initialise(trainer.model, settings.seed)
+    trainer.optimizer.reset()
+    trainer.step, trainer.seconds = 0, 0.0
+    line("time", f"{plan.spell_seconds(settings.time)} is {steps} steps at {step_seconds:.3f} s each")

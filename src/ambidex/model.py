@@ -70,7 +70,9 @@ class RMSNorm(nn.Module):
         self.epsilon = epsilon
 
     def forward(self, x: Tensor) -> Tensor:  # (..., width)
-        return F.rms_norm(x, self.weight.shape, self.weight, self.epsilon)
+        return F.rms_norm(
+            x.float(), self.weight.shape, self.weight, self.epsilon
+        )  # in fp32 at every precision
 
 
 def rotation_tables(length: int, head_width: int, base: float) -> tuple[Tensor, Tensor]:
@@ -78,7 +80,9 @@ def rotation_tables(length: int, head_width: int, base: float) -> tuple[Tensor, 
     frequencies = base ** (-np.arange(0, head_width, 2, dtype=np.float64) / head_width)  # (D/2,)
     angles = np.outer(np.arange(length, dtype=np.float64), frequencies)  # (T, D/2)
     angles = np.concatenate([angles, angles], axis=1)  # (T, D)
-    return torch.from_numpy(np.cos(angles).astype(np.float32)), torch.from_numpy(np.sin(angles).astype(np.float32))
+    return torch.from_numpy(np.cos(angles).astype(np.float32)), torch.from_numpy(
+        np.sin(angles).astype(np.float32)
+    )
 
 
 def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:

@@ -58,7 +58,11 @@ def gradient_norm(gradients: Iterable[Tensor]) -> Tensor:
     return (total if total is not None else torch.zeros((), dtype=torch.float64)).sqrt()
 
 
-ORTHOGONALISATION = (3.4445, -4.7750, 2.0315)  # Jordan et al., "Muon", 2024: steepest at 0, not convergent to 1
+ORTHOGONALISATION = (
+    3.4445,
+    -4.7750,
+    2.0315,
+)  # Jordan et al., "Muon", 2024: steepest at 0, not convergent to 1
 
 
 def orthogonalise(stack: Tensor, iterations: int = 5) -> Tensor:
@@ -99,7 +103,7 @@ class Muon:
             names = [name for name in alike if self.named[name].grad is not None]
             if not names:
                 continue
-            weights = [self.named[name] for name in names]
+            weights: list[Tensor] = [self.named[name] for name in names]
             gradients = [weight.grad for weight in weights]
             buffers = [self._buffer(name) for name in names]
             torch._foreach_lerp_(buffers, gradients, 1 - self.momentum)  # type: ignore[arg-type]

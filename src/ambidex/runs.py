@@ -19,6 +19,7 @@ from ambidex.errors import Exit, Problem, Problems
 
 COLUMNS = ("step", "tokens", "loss", "val_loss", "lr", "grad_norm", "seconds", "tokens_per_second")
 CARD, METRICS, PLOT, SAMPLES, SUMMARY = "card.json", "metrics.csv", "loss.png", "samples.md", "summary.md"
+TOKENIZER = "tokenizer.json"
 CARD_FORMAT = 1
 
 
@@ -77,6 +78,9 @@ class Run:
         """All rows so far, oldest first."""
         return read_metrics(self.path / METRICS)
 
+    def holds_card(self) -> bool:
+        return (self.path / CARD).exists()
+
     def lock(self) -> None:
         """Take the run for this process. A kernel lock: it cannot be left behind by a process that died."""
         try:
@@ -125,9 +129,16 @@ class Run:
     def add_sample(self, row: Row, steps: int, prompt: str, text: str) -> None:
         """Append to samples.md; the newest stands last, so that the file reads as a story."""
         fence = "`" * (max((len(run) for run in re.findall(r"`+", prompt + text)), default=0) + 3)
-        loss = f"validation loss {row.val_loss:.3f}" if row.val_loss is not None else f"training loss {row.loss:.3f}"
+        loss = (
+            f"validation loss {row.val_loss:.3f}"
+            if row.val_loss is not None
+            else f"training loss {row.loss:.3f}"
+        )
         heading = f"## Step {row.step} of {steps}: {loss}"
-        before = self._samples() or "# Samples\n\nWhat the model writes as it learns. The first lines are the prompt.\n"
+        before = (
+            self._samples()
+            or "# Samples\n\nWhat the model writes as it learns. The first lines are the prompt.\n"
+        )
         self.write(SAMPLES, f"{before}\n{heading}\n\n{fence}text\n{printable(prompt + text)}\n{fence}\n")
 
     def _samples(self) -> str:
@@ -141,15 +152,18 @@ class Run:
         rows = self.metrics
         if not rows:
             return None
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(8, 4.5), layout="constrained")
         axes = figure.subplots()
-        axes.plot([r.step for r in rows], [r.loss for r in rows], color="#9aa7b5", linewidth=0.8, label="training")
+        axes.plot(
+            [r.step for r in rows], [r.loss for r in rows], color="#9aa7b5", linewidth=0.8, label="training"
+        )
         evaluated = [(r.step, r.val_loss) for r in rows if r.val_loss is not None]
         if evaluated:
-            axes.plot(*zip(*evaluated), color="#b3391f", linewidth=1.8, marker="o", markersize=4, label="validation")
+            axes.plot(
+                *zip(*evaluated), color="#b3391f", linewidth=1.8, marker="o", markersize=4, label="validation"
+            )
             last_step, last_loss = evaluated[-1]
             axes.annotate(f"{last_loss:.3f}", (last_step, last_loss), textcoords="offset points", xytext=(-6, 10),
                           ha="right", color="#b3391f")  # fmt: skip
@@ -159,7 +173,7 @@ class Run:
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
         picture = io.BytesIO()
-        FigureCanvasAgg(figure).print_png(picture)
+        figure.savefig(picture, format="png")
         try:
             checkpoint.replace_synced(self.path / PLOT, picture.getvalue())
         except OSError as error:
@@ -235,7 +249,9 @@ def runs_folder() -> Path:
 def next_folder(preset: str) -> Path:
     """``runs/PRESET-NNN`` with the next free number, created at once so that two processes get two."""
     root = runs_folder()
-    taken = [int(m[1]) for p in _folders(root) if (m := re.fullmatch(re.escape(preset) + r"-(\d{3,})", p.name))]
+    taken = [
+        int(m[1]) for p in _folders(root) if (m := re.fullmatch(re.escape(preset) + r"-(\d{3,})", p.name))
+    ]
     number = max(taken, default=0) + 1
     while True:
         path = root / f"{preset}-{number:03d}"

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ambidex.engine import Device
 from ambidex.model import Cache, LanguageModel
@@ -45,7 +46,7 @@ def generate(
         yield token
 
 
-def _pick(logits: np.ndarray, chance: float, temperature: float, top_k: int) -> int:  # type: ignore[type-arg]
+def _pick(logits: NDArray[np.float64], chance: float, temperature: float, top_k: int) -> int:
     """The token at which the summed probability passes ``chance``."""
     if temperature <= 0:
         return int(logits.argmax())

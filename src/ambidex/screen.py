@@ -30,11 +30,15 @@ class Screen:
     def __enter__(self) -> Screen:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._bar.close()
 
     def show(self, row: Row) -> None:
-        self._bar.set_postfix_str(f"loss {row.loss:.3f}, {row.tokens_per_second:,.0f} tokens/s", refresh=False)
+        self._bar.set_postfix_str(
+            f"loss {row.loss:.3f}, {row.tokens_per_second:,.0f} tokens/s", refresh=False
+        )
         self._bar.update()
         if row.val_loss is None:
             return

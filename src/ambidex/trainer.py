@@ -47,7 +47,9 @@ class Trainer:
     _micro_batches: int = field(init=False, default=1)
 
     def __post_init__(self) -> None:
-        self._micro_batches = self.settings.batch_size // (self.settings.micro_batch_size or self.settings.batch_size)
+        self._micro_batches = self.settings.batch_size // (
+            self.settings.micro_batch_size or self.settings.batch_size
+        )
 
     def update(self) -> Row:
         """One optimizer update. Raises Problems (exit 5) where loss or gradient are not finite."""
@@ -130,7 +132,9 @@ class Trainer:
             weight.copy_(saved.model[name])
         self.optimizer.load(saved.optimizer, int(saved.state["optimizer_steps"]))
         self.step, self.seconds = saved.step, float(saved.state["seconds"])
-        self.best = (float(saved.state["best"][0]), int(saved.state["best"][1])) if saved.state["best"] else None
+        self.best = (
+            (float(saved.state["best"][0]), int(saved.state["best"][1])) if saved.state["best"] else None
+        )
         self.scale.value, self.scale.steps_since_change = saved.state["scale"]
 
 
@@ -174,7 +178,9 @@ class Rhythm:
     @classmethod
     def of(cls, settings: Settings) -> Rhythm:
         evaluate = settings.evaluate_every or max(1, settings.steps // 10)
-        return cls(settings.steps, evaluate, settings.sample_every or evaluate, settings.save_every or evaluate)
+        return cls(
+            settings.steps, evaluate, settings.sample_every or evaluate, settings.save_every or evaluate
+        )
 
     def evaluates(self, step: int) -> bool:
         return step % self.evaluate_every == 0 or step == self.steps
@@ -187,7 +193,11 @@ class Rhythm:
 
 
 def _not_finite(step: int, loss: float, norm: float) -> Problems:
-    what = f"The loss at step {step} is not finite." if not math.isfinite(loss) else f"The gradient at step {step} is not finite."
+    what = (
+        f"The loss at step {step} is not finite."
+        if not math.isfinite(loss)
+        else f"The gradient at step {step} is not finite."
+    )
     return Problems(
         Problem(what, found=f"loss {loss}, gradient norm {norm}", wanted="finite numbers",
                 fix="continue from the last checkpoint with a new run at a lower --learning-rate, or --precision fp32"),

@@ -10,7 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -65,7 +65,7 @@ def choose(
     requested: str = "auto",
     origin: str = "default",
     *,
-    asked: Mapping[str, str] = {},  # noqa: B006  read only
+    asked: Mapping[str, str] = {},
     environ: Mapping[str, str] | None = None,
     modules: Mapping[str, ModuleType] | None = None,
     os_name: str | None = None,
@@ -151,12 +151,16 @@ def _ways(
                 "from code that asks for CUDA by itself; this run computes on the CPU all the same"
             )
     elif os_name == "windows" and mask.text == "":
-        notices.append("on Windows an empty CUDA_VISIBLE_DEVICES counts as unset; CUDA_VISIBLE_DEVICES=-1 hides the GPUs")
+        notices.append(
+            "on Windows an empty CUDA_VISIBLE_DEVICES counts as unset; CUDA_VISIBLE_DEVICES=-1 hides the GPUs"
+        )
 
     answer = _overridden_is_available(modules)
     by_code = ("torch.cuda.is_available overridden in code",) if answer is False else ()
     if answer is True:
-        notices.append("torch.cuda.is_available is overridden in code and says True: real kernels decide, not it")
+        notices.append(
+            "torch.cuda.is_available is overridden in code and says True: real kernels decide, not it"
+        )
     return _Ways(by_request, by_environment, by_code, tuple(notices))
 
 

@@ -76,10 +76,19 @@ def _kind(root: Path, environ: Mapping[str, str]) -> str:
         return "podman"
     if (root / ".dockerenv").exists():
         return "docker"
-    if "APPTAINER_CONTAINER" in environ or "SINGULARITY_CONTAINER" in environ or (root / ".singularity.d").exists():
+    if (
+        "APPTAINER_CONTAINER" in environ
+        or "SINGULARITY_CONTAINER" in environ
+        or (root / ".singularity.d").exists()
+    ):
         return "apptainer"
     groups = _text(root / "proc/1/cgroup") + _text(root / "proc/self/cgroup")
-    for mark, kind in (("kubepods", "kubernetes"), ("libpod", "podman"), ("/docker", "docker"), ("containerd", "docker")):
+    for mark, kind in (
+        ("kubepods", "kubernetes"),
+        ("libpod", "podman"),
+        ("/docker", "docker"),
+        ("containerd", "docker"),
+    ):
         if mark in groups:
             return kind
     return ""
@@ -97,7 +106,9 @@ def _detail(root: Path, environ: Mapping[str, str], nodes: bool, library: bool, 
     if nodes:
         wanted = environ.get("NVIDIA_DRIVER_CAPABILITIES", "")
         said = f" (it is {wanted!r})" if wanted else ""
-        return f"device nodes are here and libcuda.so.1 is not: NVIDIA_DRIVER_CAPABILITIES lacks compute{said}"
+        return (
+            f"device nodes are here and libcuda.so.1 is not: NVIDIA_DRIVER_CAPABILITIES lacks compute{said}"
+        )
     asked = environ.get("NVIDIA_VISIBLE_DEVICES")
     said = "" if asked is None else f"; NVIDIA_VISIBLE_DEVICES is {asked!r}"
     host = "; the host has an NVIDIA driver" if (root / "proc/driver/nvidia/version").exists() else ""

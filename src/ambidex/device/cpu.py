@@ -21,7 +21,14 @@ from ambidex.device.machine import Cpu
 # Linux's name for a feature -> ours. Only what decides how fast a training step can be.
 _X86 = ("sse4_2", "avx", "f16c", "fma", "avx2", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512_vnni")
 _X86 += ("avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "amx_int8", "amx_fp16")
-_ARM = {"asimd": "neon", "asimdhp": "fp16", "asimddp": "dotprod", "sve": "sve", "sve2": "sve2", "bf16": "bf16"}
+_ARM = {
+    "asimd": "neon",
+    "asimdhp": "fp16",
+    "asimddp": "dotprod",
+    "sve": "sve",
+    "sve2": "sve2",
+    "bf16": "bf16",
+}
 _FAST_BF16 = frozenset({"avx512_bf16", "amx_bf16"})
 
 
@@ -52,7 +59,7 @@ def threads_by_default(cpu: Cpu, environ: Mapping[str, str], machine: str = "x86
     """
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         first = environ.get(name, "").split(",")[0].strip()
-        if first.isascii() and first.isdigit() and 0 < int(first[:6]):
+        if first.isascii() and first.isdigit() and int(first[:6]) > 0:
             return int(first[:6])
     return max(1, min(cpu.cores, cpu.affinity) if machine == "x86_64" else cpu.affinity)
 

@@ -65,7 +65,9 @@ def at(where: str | Path, *, put: Callable[..., Answer] = ask, seconds: float = 
     if not places:
         raise _no_environment(path, note or "it holds no python and no site-packages")
     version = _version_on_disk(prefix, places)
-    return Environment(str(program or prefix), version, prefix, places, own=False, notes=(note,) if note else ())
+    return Environment(
+        str(program or prefix), version, prefix, places, own=False, notes=(note,) if note else ()
+    )
 
 
 def installer_of(environment: Environment, torch: Path | None, environ: Mapping[str, str]) -> str:
@@ -154,7 +156,9 @@ def _places_on_disk(prefix: Path) -> tuple[Path, ...]:
 
 
 def _version_on_disk(prefix: Path, places: Iterable[Path]) -> str:
-    wrote = re.search(r"(\d+\.\d+)", _pyvenv(prefix).get("version_info", "") or _pyvenv(prefix).get("version", ""))
+    wrote = re.search(
+        r"(\d+\.\d+)", _pyvenv(prefix).get("version_info", "") or _pyvenv(prefix).get("version", "")
+    )
     if wrote:
         return wrote[1]
     for place in places:

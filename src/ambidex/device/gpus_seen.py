@@ -98,7 +98,12 @@ def by_smi(
         fields = _OLD_FIELDS
     if answer.trouble:
         said = _first_words(answer.err or answer.out)
-        return (), Driver(), (answer.trouble + (f': "{said}"' if said else ""),), "did not answer" in answer.trouble
+        return (
+            (),
+            Driver(),
+            (answer.trouble + (f': "{said}"' if said else ""),),
+            "did not answer" in answer.trouble,
+        )
     found, version = parse_csv(answer.out, fields.split(","))
     if not found:
         said = _first_words(answer.out)
@@ -121,7 +126,13 @@ def parse_csv(text: str, fields: Sequence[str]) -> tuple[tuple[Gpu, ...], str | 
         if len(cells) != len(fields) or not re.fullmatch(r"[0-9]{1,4}", number) or not row["name"]:
             continue
         uuid = row["uuid"] if re.fullmatch(r"(GPU|MIG)-[\w-]{4,64}", row["uuid"]) else ""
-        gpu = Gpu(row["name"][:120], _cc(row.get("compute_cap", "")), int(number), uuid, _mebibytes(row["memory.total"]))
+        gpu = Gpu(
+            row["name"][:120],
+            _cc(row.get("compute_cap", "")),
+            int(number),
+            uuid,
+            _mebibytes(row["memory.total"]),
+        )
         found.setdefault(gpu.index, gpu)
         if re.fullmatch(r"\d{2,4}(\.\d+){1,3}", row["driver_version"]):
             version = version or row["driver_version"]
@@ -177,7 +188,9 @@ def _silence(
         return ()
     ids = ", ".join(on_bus)
     if container.has_nvidia_nodes(root) or driver.version:
-        return (f"an NVIDIA GPU is on the PCI bus (device {ids}), but the driver does not list it for this process",)
+        return (
+            f"an NVIDIA GPU is on the PCI bus (device {ids}), but the driver does not list it for this process",
+        )
     return (f"an NVIDIA GPU is on the PCI bus (device {ids}), but no NVIDIA driver is loaded",)
 
 
@@ -200,5 +213,3 @@ def _line(path: Path) -> str:
         return path.read_text("ascii", "replace").strip().lower()
     except (OSError, ValueError):
         return ""
-
-

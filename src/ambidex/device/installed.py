@@ -29,7 +29,11 @@ def find(environment: Environment) -> Path | None:
     """The folder of the torch that this environment would import, None where there is none."""
     for place in environment.places:
         folder = place / "torch"
-        if (folder / "__init__.py").is_file() or (folder / "version.py").is_file() or (folder / "lib").is_dir():
+        if (
+            (folder / "__init__.py").is_file()
+            or (folder / "version.py").is_file()
+            or (folder / "lib").is_dir()
+        ):
             return folder
     if environment.own:  # an editable install is found by an import hook alone
         try:
@@ -93,7 +97,9 @@ def _version(folder: Path) -> tuple[str | None, str | None, str | None, str]:
 
 def _assigned(text: str, name: str) -> str | None:
     """The string that ``name`` is set to, None where it is None, not there, or not a plain string."""
-    found = re.search(rf"^{name}\s*(?::[^=\n]+)?=\s*(?P<quote>['\"])(?P<value>[^'\"\n]{{1,200}})(?P=quote)", text, re.M)
+    found = re.search(
+        rf"^{name}\s*(?::[^=\n]+)?=\s*(?P<quote>['\"])(?P<value>[^'\"\n]{{1,200}})(?P=quote)", text, re.M
+    )
     return found["value"].strip() or None if found else None
 
 
@@ -122,7 +128,9 @@ def _archs(folder: Path) -> tuple[tuple[Arch, ...] | None, str]:
         return None, f"{library} cannot be read ({error.strerror})"
     if literal:
         return _parsed(literal), ""
-    trouble = "" if is_whole(library) else f"{library} is damaged: it is no library and holds no list of GPU code"
+    trouble = (
+        "" if is_whole(library) else f"{library} is damaged: it is no library and holds no list of GPU code"
+    )
     return None, trouble
 
 
@@ -180,7 +188,11 @@ def _damage(folder: Path) -> str:
         if not (folder.parent / name).exists():
             return f"{folder.parent / name} is missing, though torch was installed with it"
     for library in sorted((folder / "lib").glob("*")):
-        if re.search(r"\.(so|dll|dylib)(\.\d+)*$", library.name) and library.is_file() and not is_whole(library):
+        if (
+            re.search(r"\.(so|dll|dylib)(\.\d+)*$", library.name)
+            and library.is_file()
+            and not is_whole(library)
+        ):
             return f"{library} is cut short or damaged ({library.stat().st_size:,} bytes)"
     return ""
 
@@ -192,7 +204,11 @@ def _recorded(folder: Path) -> Sequence[str]:
         except (OSError, ValueError):
             continue
         lines = (line.split(",", 1)[0] for line in text.splitlines())
-        return [name for name in lines if re.match(r"torch/(?:lib/[^/]+\.(?:so|dll|dylib)\b|_C\.|__init__\.py)", name)]
+        return [
+            name
+            for name in lines
+            if re.match(r"torch/(?:lib/[^/]+\.(?:so|dll|dylib)\b|_C\.|__init__\.py)", name)
+        ]
     return ()
 
 
@@ -238,7 +254,10 @@ def _pe_end(head: bytes) -> int:
     """Where the last section's bytes of a Windows library end."""
     try:
         start = struct.unpack_from("<I", head, 60)[0]
-        count, optional = struct.unpack_from("<H", head, start + 6)[0], struct.unpack_from("<H", head, start + 20)[0]
+        count, optional = (
+            struct.unpack_from("<H", head, start + 6)[0],
+            struct.unpack_from("<H", head, start + 20)[0],
+        )
         table = start + 24 + optional
         ends = [0]
         for number in range(count):
@@ -247,4 +266,3 @@ def _pe_end(head: bytes) -> int:
     except struct.error:
         return 1 << 62
     return max(ends)
-

@@ -109,7 +109,12 @@ def main(skip: int) -> None:
     sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry or ".") != here]
     try:
         torch = importlib.import_module("torch")
-        say("torch", version=str(torch.__version__), cuda=torch.version.cuda, hip=getattr(torch.version, "hip", None))
+        say(
+            "torch",
+            version=str(torch.__version__),
+            cuda=torch.version.cuda,
+            hip=getattr(torch.version, "hip", None),
+        )
     except BaseException as error:
         say("import_failed", kind=type(error).__name__, message=str(error)[:2000])
         return
@@ -133,7 +138,13 @@ def main(skip: int) -> None:
             say("device", **describe(torch, ordinal))
         except Exception as error:
             say("device", device="cuda:%d" % ordinal, name="", cc=None, uuid="", memory_bytes=None)
-            say("failed", device="cuda:%d" % ordinal, op="open", kind=type(error).__name__, message=str(error)[:2000])
+            say(
+                "failed",
+                device="cuda:%d" % ordinal,
+                op="open",
+                kind=type(error).__name__,
+                message=str(error)[:2000],
+            )
             return
         if not try_device(torch, "cuda:%d" % ordinal):
             return

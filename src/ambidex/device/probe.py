@@ -104,7 +104,9 @@ def _read(found: Probe, answer: Answer, *, stopped: bool, seconds: float) -> tup
         if what == "torch":
             found = replace(found, torch=str(event.get("version", "")))
         elif what in ("import_failed", "init_failed"):
-            return _nothing_reached(found, what, str(event.get("kind", "")), str(event.get("message", ""))), False
+            return _nothing_reached(
+                found, what, str(event.get("kind", "")), str(event.get("message", ""))
+            ), False
         elif what == "count":
             count = int(event.get("count", 0))
         elif what == "device":
@@ -157,7 +159,9 @@ def _ended(device: DeviceProbe, answer: Answer, *, stopped: bool, seconds: float
 def _nothing_reached(found: Probe, what: str, kind: str, message: str) -> Probe:
     cause = fingerprints.cause_of(message)
     if what == "import_failed":
-        return replace(found, cause="import_failed", text=f'import torch failed: {kind}: "{_first_line(message)}"')
+        return replace(
+            found, cause="import_failed", text=f'import torch failed: {kind}: "{_first_line(message)}"'
+        )
     return replace(found, cause=cause or "failed", text=f'CUDA could not start: "{_first_line(message)}"')
 
 
@@ -170,7 +174,11 @@ def _silent(found: Probe, answer: Answer, *, stopped: bool, seconds: float) -> P
         return replace(found, ran=False, cause="not_started", text=answer.trouble)
     cause = fingerprints.cause_of(answer.err)
     last = answer.err.strip().splitlines()[-1:] or [""]
-    return replace(found, cause=cause or "crashed", text=f"the process died while {stage} ({_end(answer)}) {last[0]}".strip())
+    return replace(
+        found,
+        cause=cause or "crashed",
+        text=f"the process died while {stage} ({_end(answer)}) {last[0]}".strip(),
+    )
 
 
 def _end(answer: Answer) -> str:

@@ -1,0 +1,78 @@
+"""The card: the machine-readable record of everything that can change a run's numbers."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+import ambidex
+from ambidex.device import cpu as processor
+from ambidex.device.choose import Choice
+from ambidex.engine import numerics
+from ambidex.model import LanguageModel
+from ambidex.trainer import Trainer
+
+
+def new_card(trainer: Trainer, choice: Choice) -> dict[str, Any]:
+    """Everything that can change the run's numbers, and where it came from."""
+    tokens, cpu = trainer.tokens, processor.look()
+    return {
+        "ambidex": ambidex.__version__,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "config": trainer.settings.model_dump(mode="json"),
+        "precision": trainer.device.precision,
+        "parameters": sum(trainer.model.shape.parameters().values()),
+        "weights_sha256": weights_hash(trainer.model),
+        "data": {
+            "hash": tokens.data_hash,
+            "train_tokens": tokens.train_tokens,
+            "validation_tokens": tokens.validation_tokens,
+            "bytes": tokens.train_bytes + tokens.validation_bytes,
+        },
+        "cpu": {"name": cpu.name, "isa": list(cpu.isa), "cores": cpu.cores, "quota": cpu.quota},
+        "numerics": numerics(),
+        "versions": versions(),
+        **leg(trainer, choice),
+    }
+
+
+def leg(trainer: Trainer, choice: Choice) -> dict[str, Any]:
+    """What may change when a run is continued elsewhere."""
+    return {
+        "device": {
+            "name": choice.name,
+            "reason": choice.reason,
+            "forced_by": list(choice.forced_by),
+            "decided_by": choice.decided_by,
+        },
+        "threads": trainer.device.threads,
+        "build": {
+            "torch": torch.__version__,
+            "cuda": torch.version.cuda,
+            "python": platform.python_version(),
+        },
+        "system": f"{platform.system()} {platform.machine()}",
+        "from_step": trainer.step,
+    }
+
+
+def weights_hash(model: LanguageModel) -> str:
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.named_parameters()):
+        digest.update(name.encode() + b"\0" + weight.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    found = {}
+    for name in ("torch", "numpy", "safetensors", "tokenizers"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

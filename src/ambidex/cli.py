@@ -1,0 +1,173 @@
+"""The commands: parse, call, print. No logic, and nothing heavy imported before a command needs it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ambidex.errors import Exit, Problem, Problems, did_you_mean
+
+COMMANDS = {
+    "doctor": "will this build run on this machine, why, and what to type",
+    "train": "train a model, on the device that works",
+    "sample": "write text with a trained model",
+    "presets": "list the presets, or print one to copy and change",
+    "variants": "the PyTorch builds that there are, and which fit here",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that reports like everything else here."""
+
+    def error(self, message: str) -> NoReturn:
+        raise Problems(Problem(f"{message[:1].upper()}{message[1:]}.", fix=f"{self.prog} --help"))
+
+
+def entry() -> NoReturn:
+    """The console script."""
+    sys.exit(main(sys.argv[1:]))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one command and return its exit code. What a user can cause ends in a sentence, never in a traceback."""
+    try:
+        return run(list(arguments))
+    except Problems as problems:
+        print(problems, file=sys.stderr)
+        return problems.exit_code
+    except KeyboardInterrupt:
+        return Exit.INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()
+        return Exit.DONE
+
+
+def run(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(overview())
+        return Exit.DONE
+    if arguments[0] in ("-V", "--version"):
+        import ambidex
+
+        print(f"ambidex {ambidex.__version__}")
+        return Exit.DONE
+    command, rest = arguments[0], arguments[1:]
+    if command not in COMMANDS:
+        near = did_you_mean(command, list(COMMANDS))
+        raise Problems(Problem(f"There is no command {command!r}.", wanted=", ".join(COMMANDS), fix=near))
+    return int(
+        {"doctor": doctor, "train": train, "sample": sample, "presets": presets, "variants": variants}[
+            command
+        ](rest)
+    )
+
+
+def overview() -> str:
+    lines = ["ambidex: one transformer trainer for every PyTorch build", "", "commands:"]
+    lines += [f"  ambidex {name:<10}{words}" for name, words in COMMANDS.items()]
+    lines += [
+        "",
+        "start with:",
+        "  ambidex doctor",
+        "  ambidex train",
+        "",
+        "ambidex COMMAND --help says more",
+    ]
+    return "\n".join(lines)
+
+
+def doctor(arguments: list[str]) -> int:
+    from ambidex.device import doctor as room
+
+    parser = Parser(prog="ambidex doctor", description=COMMANDS["doctor"], allow_abbrev=False)
+    room.add_arguments(parser)
+    return room.run(parser.parse_args(arguments))
+
+
+def variants(arguments: list[str]) -> int:
+    from ambidex.device import variants as room
+
+    parser = Parser(prog="ambidex variants", description=COMMANDS["variants"], allow_abbrev=False)
+    room.add_arguments(parser)
+    return room.run(parser.parse_args(arguments))
+
+
+def train(arguments: list[str]) -> int:
+    from ambidex import config
+
+    flags, file, unknown = train_flags(arguments)
+    resolved = config.resolve(flags, file=Path(file) if file else None, unknown_flags=unknown)
+    from ambidex import launch
+
+    return launch.start(resolved).exit_code
+
+
+def train_flags(arguments: list[str]) -> tuple[dict[str, Any], str | None, list[str]]:
+    """The flags as they were typed, the configuration file, and words that are neither. Types are config's business."""
+    from ambidex import config
+
+    parser = Parser(
+        prog="ambidex train", allow_abbrev=False, argument_default=argparse.SUPPRESS,
+        description="Train a model. A later source wins: preset, TOML file, environment (AMBIDEX_...), flags.",
+        epilog="example: ambidex train --data book.txt --steps 500 --out my-run", formatter_class=Wide,
+    )  # fmt: skip
+    parser.add_argument("config", nargs="?", default=None, metavar="CONFIG.toml", help="a file of settings")
+    groups: dict[str, Any] = {}
+    for name, info in config.fields().items():
+        group = groups.setdefault(config.group(info), parser.add_argument_group(config.group(info)))
+        default = info.default if info.default not in ("", ("builtin",)) else None
+        text = f"{info.description}" + (f" [{default}]" if default is not None else "")
+        if info.annotation is bool:
+            group.add_argument(config.flag(name), dest=name, action=argparse.BooleanOptionalAction, help=text)
+        elif name == "data":
+            group.add_argument(config.flag(name), dest=name, nargs="*", metavar="PATH", help=text)
+        else:  # "?" so that a missing value is reported with everything else that is wrong
+            group.add_argument(
+                config.flag(name), dest=name, nargs="?", const=None, metavar=name.upper(), help=text
+            )
+    found, unknown = parser.parse_known_args(arguments)
+    flags = vars(found)
+    file = flags.pop("config")
+    return flags, file, unknown
+
+
+class Wide(argparse.HelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=32)
+
+
+def presets(arguments: list[str]) -> int:
+    from ambidex import config
+
+    parser = Parser(prog="ambidex presets", description=COMMANDS["presets"], allow_abbrev=False)
+    parser.add_argument("name", nargs="?", help="the preset to print")
+    name = parser.parse_args(arguments).name
+    if name is None:
+        for known in config.preset_names():
+            print(f"{known:<8}{config.preset_text(known).splitlines()[0].removeprefix('# ')}")
+    else:
+        print(config.preset_text(name), end="")
+    return Exit.DONE
+
+
+def sample(arguments: list[str]) -> int:
+    parser = Parser(prog="ambidex sample", description=COMMANDS["sample"], allow_abbrev=False)
+    parser.add_argument("run", metavar="RUN", help="a run folder")
+    parser.add_argument("--prompt", default="", help="what the text begins with")
+    parser.add_argument("--tokens", type=int, default=200, help="how many tokens to write [200]")
+    parser.add_argument(
+        "--temperature", type=float, default=0.8, help="0 takes the likeliest each time [0.8]"
+    )
+    parser.add_argument("--top-k", type=int, default=0, help="choose among the K likeliest only; 0: all [0]")
+    parser.add_argument("--seed", type=int, default=0, help="another number, another text [0]")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps [auto]")
+    options = parser.parse_args(arguments)
+    from ambidex.writing import write
+
+    return write(
+        Path(options.run), options.prompt, options.tokens, temperature=options.temperature, top_k=options.top_k,
+        seed=options.seed, device=options.device,
+    )  # fmt: skip

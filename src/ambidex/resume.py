@@ -1,0 +1,149 @@
+"""Which run is continued, whether it may be, and from which checkpoint."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from ambidex import checkpoint, config, runs
+from ambidex.checkpoint import Checkpoint
+from ambidex.config import Resolved, Settings
+from ambidex.device.choose import Choice
+from ambidex.errors import Exit, Problem, Problems
+from ambidex.runs import Run
+from ambidex.screen import line
+from ambidex.text.tokens import Tokens
+from ambidex.trainer import Trainer
+
+
+def named_run(settings: Settings) -> Run | None:
+    """The run that --out names. Refuses a folder that holds a run, without --resume, or something else."""
+    if not settings.out:
+        return None
+    run = Run(settings.out)
+    if run.path.exists() and not run.path.is_dir():
+        raise Problems(
+            Problem("--out is not a folder.", found=str(run.path), wanted="a new or an empty folder")
+        )
+    if run.holds_card() and not (settings.resume or settings.dry_run):
+        raise Problems(
+            Problem("--out holds a run already.", found=str(run.path), wanted="a new folder, or --resume",
+                    fix=f"ambidex train --out {shlex.quote(str(run.path))} --resume")
+        )  # fmt: skip
+    if (
+        not run.holds_card()
+        and run.path.is_dir()
+        and any(not p.name.startswith(".") for p in run.path.iterdir())
+    ):
+        raise Problems(
+            Problem("--out holds something that is no run.", found=f"{run.path}: no {runs.CARD}",
+                    wanted="a new or an empty folder, or a run to --resume")
+        )  # fmt: skip
+    return run
+
+
+def with_card(resolved: Resolved, card: Mapping[str, Any]) -> Resolved:
+    """The settings of the run that is continued. Whatever was asked for besides must not contradict its numbers."""
+    given = {name: value for name, value in resolved.given().items() if name not in ("resume", "out")}
+    before = settings_of(card)
+    decisive = {name for name, info in config.fields().items() if config.is_numeric(info)} | {
+        "preset",
+        "time",
+    }
+    if before.time:
+        decisive.discard("steps")  # they were made of --time
+    problems = [
+        Problem("The run that is to be continued has another configuration.",
+                found=f"{config.flag(name)} {value} ({resolved.origins[name]})",
+                wanted=f"{config.flag(name)} {getattr(before, name)}, as in its {runs.CARD}",
+                fix="leave it out, or start another run with another --out")
+        for name, value in given.items() if name in decisive and value != getattr(before, name)
+    ]  # fmt: skip
+    if problems:
+        raise Problems(problems)
+    free = {name: value for name, value in given.items() if name not in decisive}
+    kept = {"resume": True, "out": resolved.settings.out, "dry_run": resolved.settings.dry_run}
+    settings = before.model_copy(update={**free, **kept})
+    origins = {name: resolved.origins[name] if name in free else runs.CARD for name in resolved.origins}
+    return Resolved(settings, origins, resolved.asked_devices)
+
+
+def settings_of(card: Mapping[str, Any]) -> Settings:
+    try:
+        return Settings.model_validate(card["config"])
+    except ValueError as error:
+        raise Problems(
+            Problem("The run's card holds settings that this version does not understand.",
+                    found=str(error).splitlines()[0], wanted="a card of the same version of ambidex"), Exit.DATA,
+        ) from None  # fmt: skip
+
+
+def unfinished_run(resolved: Resolved, tokens: Tokens, choice: Choice) -> Run | None:
+    """The newest unfinished run of the same configuration, text and kind of device, that no other process trains."""
+    wanted = resolved.settings.numeric() | {"time": resolved.settings.time}
+    if resolved.settings.time:
+        del wanted["steps"]
+
+    def matches(card: Mapping[str, Any]) -> bool:
+        before = card["config"]
+        return (
+            all(before[name] == value for name, value in wanted.items())
+            and card["data"]["hash"] == tokens.data_hash
+            and str(card["device"]["name"]).split(":")[0] == choice.name.split(":")[0]
+        )
+
+    return runs.newest_unfinished(matches)
+
+
+def check_same_text(card: Mapping[str, Any], tokens: Tokens) -> None:
+    before = str(card.get("data", {}).get("hash", ""))
+    if before != tokens.data_hash:
+        raise Problems(
+            Problem("The text is not the one that the run was started with.",
+                    found=f"data hash {tokens.data_hash[:16]}", wanted=f"data hash {before[:16]}, as in its {runs.CARD}",
+                    fix="give the same text with --data, or start another run with another --out")
+        )  # fmt: skip
+
+
+def restore_newest(trainer: Trainer, run: Run) -> None:
+    """Load the newest good checkpoint, naming what is passed over. A run of which none is good is an error."""
+    checkpoint.clear_unfinished(run.checkpoints)
+    found = checkpoint.newest_good(run.checkpoints)
+    for words in found.skipped:
+        line("", words)
+    if found.checkpoint is None and found.skipped:
+        raise Problems(
+            Problem("No checkpoint of the run is good.", found="; ".join(found.skipped),
+                    wanted="one whose files are as they were written", fix="start another run with another --out"),
+            Exit.DATA,
+        )  # fmt: skip
+    if found.checkpoint is None:
+        line("", "no checkpoint had been written yet: starting at step 0")
+    else:
+        fitting(found.checkpoint, trainer)
+        trainer.restore(found.checkpoint)
+    run.cut_back(trainer.step)
+
+
+def fitting(saved: Checkpoint, trainer: Trainer) -> None:
+    """Raise Problems (exit 3) where a checkpoint's tensors are not the model's and the optimizer's."""
+    wanted = {name: tuple(weight.shape) for name, weight in trainer.model.named_parameters()}
+    problems = different_shapes(checkpoint.MODEL, saved.model, wanted)
+    if int(saved.state.get("optimizer_steps", 0)):
+        problems += different_shapes(checkpoint.OPTIMIZER, saved.optimizer, trainer.optimizer.shapes())
+    if problems:
+        raise Problems(problems, Exit.DATA)
+
+
+def different_shapes(
+    file: str, found: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]]
+) -> list[Problem]:
+    shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
+    return [
+        Problem(f"{file} is not of this model: {name}.", found=str(shapes.get(name, "nothing")),
+                wanted=str(wanted.get(name, "nothing")))
+        for name in sorted(shapes.keys() | wanted.keys()) if shapes.get(name) != wanted.get(name)
+    ]  # fmt: skip

@@ -1,0 +1,111 @@
+"""What a run says of itself before it starts and when it ends: the plan, summary.md, and what to type next."""
+
+from __future__ import annotations
+
+import math
+import os
+import shlex
+
+from ambidex import plan, runs
+from ambidex.config import Resolved
+from ambidex.runs import Run
+from ambidex.screen import line
+from ambidex.text.tokens import Tokens
+from ambidex.trainer import Trainer
+
+
+def show_plan(trainer: Trainer) -> None:
+    settings, shape, device = trainer.settings, trainer.model.shape, trainer.device
+    parameters = sum(shape.parameters().values())
+    needed, free = plan.memory(settings, shape, device.precision), device.free_bytes()
+    per_step = settings.batch_size * settings.context
+    line(
+        "model", f"{settings.preset}: {parameters:,} parameters, {shape.layers} layers of width {shape.width}"
+    )
+    line("plan", f"{settings.steps} steps of {settings.batch_size} x {settings.context} tokens: "
+                 f"{settings.steps * per_step:,} tokens, "
+                 f"{settings.steps / trainer.batches.steps_per_epoch:.2f} times through the text")  # fmt: skip
+    room = f" of {plan.spell_bytes(free)} free" if free else ""
+    line("memory", f"about {plan.spell_bytes(needed.total)}{room} (an estimate: "
+         + ", ".join(f"{part} {plan.spell_bytes(size)}" for part, size in needed.parts.items()) + ")")  # fmt: skip
+    if free and needed.total > free:
+        line(
+            "",
+            f"that is more than is free; --micro-batch-size {max(1, (settings.micro_batch_size or settings.batch_size) // 2)} takes less",
+        )
+    line("time", str(plan.duration(settings, shape, device)))
+
+
+def show_settings(resolved: Resolved) -> None:
+    print("\nsettings, and where each came from")
+    for name, value in resolved.settings.model_dump().items():
+        shown = " ".join(value) if isinstance(value, tuple) else value
+        print(f"  {name:<20}{shown!s:<16}{resolved.origins[name]}")
+
+
+def write_summary(trainer: Trainer, run: Run) -> None:
+    rows, settings = run.metrics, trainer.settings
+    if not rows:
+        return
+    last = rows[-1]
+    evaluated = [row for row in rows if row.val_loss is not None]
+    lines = [
+        f"# {run.path.name}",
+        "",
+        f"{settings.preset}, step {last.step} of {settings.steps}",
+        "",
+        "| | |",
+        "|---|---|",
+    ]
+    table = {"training loss": f"{last.loss:.4f} nats per token"}
+    if evaluated:
+        loss = evaluated[-1].val_loss or 0.0
+        table["validation loss"] = f"{loss:.4f} nats per token, at step {evaluated[-1].step}"
+        table["bits per byte"] = f"{bits_per_byte(loss, trainer.tokens):.4f}"
+    table["tokens"] = f"{last.tokens:,}"
+    table["time"] = (
+        f"{last.seconds:.1f} s, {last.tokens / last.seconds:,.0f} tokens/s over all, evaluations included"
+    )
+    peak = trainer.device.peak_bytes()
+    table["peak memory"] = plan.spell_bytes(peak) if peak else "not known here"
+    table["device"] = f"{trainer.device.name}, {trainer.device.precision}, {trainer.device.threads} threads"
+    lines += [f"| {name} | {value} |" for name, value in table.items()]
+    lines += [
+        "",
+        "![loss](loss.png)",
+        "",
+        "Next:",
+        "",
+        "```",
+        *next_commands(run, last.step < settings.steps),
+        "```",
+        "",
+    ]
+    run.write(runs.SUMMARY, "\n".join(lines))
+
+
+def bits_per_byte(loss: float, tokens: Tokens) -> float:
+    """Comparable between tokenizers: nats per token, times tokens per byte, in bits."""
+    return loss * (tokens.validation_tokens - 1) / max(1, tokens.validation_bytes) / math.log(2)
+
+
+def next_commands(run: Run, unfinished: bool) -> list[str]:
+    path = shlex.quote(str(run.path))
+    again = [f"ambidex train --resume --out {path}"] if unfinished else []
+    return [*again, f"ambidex sample {path} --tokens 400"]
+
+
+def show_end(trainer: Trainer, run: Run) -> None:
+    rows = run.metrics
+    evaluated = [row.val_loss for row in rows if row.val_loss is not None]
+    if trainer.step < trainer.settings.steps:
+        line(
+            "stopped", f"after step {trainer.step} of {trainer.settings.steps}; a checkpoint is in {run.path}"
+        )
+    elif evaluated:
+        loss = evaluated[-1] or 0.0
+        line("done", f"validation loss {loss:.4f} nats per token, {bits_per_byte(loss, trainer.tokens):.3f} bits per byte, "
+                     f"in {trainer.seconds:.0f} s of training")  # fmt: skip
+    line("see", f"{run.path}{os.sep}{{{runs.PLOT},{runs.SAMPLES},{runs.SUMMARY},{runs.METRICS}}}")
+    for command in next_commands(run, trainer.step < trainer.settings.steps):
+        line("next", command)
