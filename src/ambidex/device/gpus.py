@@ -1,12 +1,7 @@
 """GPU names: from what people type, or what the driver prints, to a compute capability.
 
-<<<<<<< HEAD
-"RTX 5060" is not "RTX 5060 Ti", "A100" is not "RTX A1000", and "6000" alone is three GPUs: a name is compared word by
-word, and words that change nothing (NVIDIA, Laptop, 80GB) are dropped first.
-=======
 "RTX 5060" is not "RTX 5060 Ti", "A100" is not "RTX A1000", and "6000" alone is three GPUs: a name is compared
 word by word, and words that change nothing (NVIDIA, Laptop, 80GB) are dropped first.
->>>>>>> rules
 """
 
 from __future__ import annotations
@@ -20,14 +15,6 @@ from importlib import resources
 
 from ambidex.errors import Problem, Problems
 
-<<<<<<< HEAD
-_NOISE = frozenset(
-    ["nvidia", "geforce", "tesla", "grid", "graphics", "gpu", "laptop", "mobile", "notebook", "with", "design", "generation", "edition", "server", "workstation", "founders", "oc", "pcie", "sxm", "sxm2", "sxm3", "sxm4", "sxm5", "sxm6", "nvl", "nvl72", "hgx", "series", "card", "accelerator", "nvgpu", "superchip", "desktop"]
-)
-_SIZE = re.compile(r"\d+(g|gb|gib)|hbm\d?\w?|gddr\d\w?|ddr\d")
-# Left out by people where no other GPU bears the number. "ti", "super" and "d" are not among them: they name other GPUs.
-_FAMILY = frozenset(["rtx", "gtx", "gt", "quadro", "titan", "jetson", "agx", "pro", "ada", "blackwell", "dgx", "pascal", "maxwell", "x"])
-=======
 # Words that change nothing about which chip it is.
 _NOISE = frozenset(
     {
@@ -66,7 +53,6 @@ _FAMILY = frozenset(
     {"rtx", "gtx", "gt", "quadro", "titan", "jetson", "agx", "dgx", "pro", "x"}
     | {"blackwell", "ada", "pascal", "maxwell"}
 )
->>>>>>> rules
 _EXAMPLES = 'a name ("RTX 5060 Ti"), an architecture ("sm_120") or a compute capability ("12.0")'
 
 
@@ -111,11 +97,7 @@ def _by_capability(cc: tuple[int, int], text: str) -> Known:
         machine = same[0].machine if len({gpu.machine for gpu in same}) == 1 else ""
         return Known(f"GPU of compute capability {cc[0]}.{cc[1]}", cc, same[0].generation, machine)
     capabilities = sorted({gpu.cc for gpu in known()} | {(10, 1)})
-<<<<<<< HEAD
-    # A GPU newer than the table is judged by the same rule as every other; a capability that never was is a slip.
-=======
     # A GPU newer than the table is judged by the same rule as every other; one that never was is a slip.
->>>>>>> rules
     if cc == (10, 1) or capabilities[-1][0] < cc[0] < 20:
         return Known(f"GPU of compute capability {cc[0]}.{cc[1]}", cc)
     accepted = ", ".join(f"{major}.{minor}" for major, minor in capabilities)
