@@ -16,6 +16,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from pin import main as cut_out
+
 HERE = Path(__file__).resolve().parent
 TABLE = HERE.parent / "src/ambidex/device/variants.toml"
 # From the newest glibc on down; pip takes the first that a wheel names.
@@ -31,9 +33,7 @@ def main() -> None:
     arguments.add_argument("--to", type=Path, default=HERE / "wheels", help="docker/wheels")
     asked = arguments.parse_args()
     with tempfile.TemporaryDirectory() as pin:
-        subprocess.run(
-            [sys.executable, HERE / "pin.py", asked.variant, TABLE, HERE / "requirements", pin], check=True
-        )
+        cut_out(asked.variant, str(TABLE), str(HERE / "requirements"), pin)
         row = json.loads(Path(pin, "row.json").read_text("utf-8"))
         fetch(asked, torch_words(row) + ["--constraint", f"{pin}/requirements.txt"], what=f"torch for {row['name']}")
         fetch(asked, ["--requirement", f"{pin}/requirements.txt"], what="the pinned requirements")
