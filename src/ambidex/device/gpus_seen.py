@@ -1,7 +1,7 @@
 """GPUs and driver, asked of whoever answers: NVML, then `nvidia-smi`, then the kernel's own files.
 
-Three sources, because each of them is missing somewhere: a container may lack NVML, `nvidia-smi` may hang, and the
-kernel's files tell only the driver.
+Three sources, because each of them is missing somewhere: a container may lack NVML, `nvidia-smi` may hang,
+and the kernel's files tell only the driver.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import csv
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ambidex.device import container, gpus, nvml
@@ -27,7 +27,7 @@ class Seen:
     """What was found, and what was not, in words. ``nvidia`` and ``amd``: any sign of such a GPU at all."""
 
     gpus: tuple[Gpu, ...] = ()
-    driver: Driver = Driver()
+    driver: Driver = field(default_factory=Driver)
     nvidia: bool = False
     amd: bool = False
     hangs: bool = False  # the driver did not answer in time, so nothing else should be asked of it
@@ -166,7 +166,7 @@ def driver_by_kernel(root: Path) -> str | None:
 
 
 def pci_gpus(root: Path) -> dict[str, tuple[str, ...]]:
-    """Display controllers on the PCI bus by maker: the device ids of those that no driver need be loaded for."""
+    """Display controllers on the PCI bus, by maker, as device ids: seen without any driver."""
     makers = {"0x10de": "nvidia", "0x1002": "amd"}
     found: dict[str, tuple[str, ...]] = {}
     try:
@@ -189,7 +189,8 @@ def _silence(
     ids = ", ".join(on_bus)
     if container.has_nvidia_nodes(root) or driver.version:
         return (
-            f"an NVIDIA GPU is on the PCI bus (device {ids}), but the driver does not list it for this process",
+            f"an NVIDIA GPU is on the PCI bus (device {ids}), but the driver does not list it for this "
+            f"process",
         )
     return (f"an NVIDIA GPU is on the PCI bus (device {ids}), but no NVIDIA driver is loaded",)
 
@@ -205,7 +206,9 @@ def _mebibytes(text: str) -> int | None:
 
 
 def _first_words(text: str) -> str:
-    return " ".join(text.split())[:120]
+    """The beginning of what a program said, or that it cannot be read: rubbish must not reach a terminal."""
+    words = " ".join(text.split())[:120]
+    return words if words.isascii() and words.isprintable() else "(nothing readable)"
 
 
 def _line(path: Path) -> str:

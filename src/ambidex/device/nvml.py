@@ -1,11 +1,13 @@
 """GPUs and driver by NVML, NVIDIA's management library, through ctypes: no torch, no CUDA context.
 
-NVML lists every GPU whatever CUDA_VISIBLE_DEVICES says, in the order of the PCI bus. On a sick driver a call may fail
-anywhere, or never return; so each is asked for in a thread that nobody waits for longer than a limit.
+NVML lists every GPU whatever CUDA_VISIBLE_DEVICES says, in the order of the PCI bus. On a sick driver a call
+may fail anywhere, or never return; so each is asked for in a thread that nobody waits for longer than a
+limit.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import sys
 import threading
@@ -36,7 +38,7 @@ _ERRORS = {
 }
 
 
-class _Failed(Exception):
+class _CallError(Exception):
     """One NVML call that did not succeed, in words."""
 
 
@@ -72,17 +74,15 @@ def _ask(
         return (), Driver(), (), False
     try:
         _call(library, "nvmlInit_v2")
-    except _Failed as failed:
+    except _CallError as failed:
         return (), Driver(), (f"NVML did not start: {failed}",), False
     notes: list[str] = []
     try:
         driver = Driver(_driver_version(library, notes), _driver_cuda(library, notes))
         gpus = _gpus(library, notes)
     finally:
-        try:
+        with contextlib.suppress(_CallError):
             _call(library, "nvmlShutdown")
-        except _Failed:
-            pass  # everything was read
     return gpus, driver, tuple(notes), True
 
 
@@ -99,11 +99,11 @@ def _call(library: Any, function: str, *arguments: Any) -> None:
     try:
         code = getattr(library, function)(*arguments)
     except AttributeError:
-        raise _Failed(f"{function} is not in this driver's library") from None
+        raise _CallError(f"{function} is not in this driver's library") from None
     except (OSError, ValueError, ctypes.ArgumentError) as error:
-        raise _Failed(f"{function}: {error}") from None
+        raise _CallError(f"{function}: {error}") from None
     if code != 0:
-        raise _Failed(f"{function}: {_ERRORS.get(code, f'error {code}')}")
+        raise _CallError(f"{function}: {_ERRORS.get(code, f'error {code}')}")
 
 
 def _string(library: Any, function: str, *arguments: Any) -> str:
@@ -115,7 +115,7 @@ def _string(library: Any, function: str, *arguments: Any) -> str:
 def _driver_version(library: Any, notes: list[str]) -> str | None:
     try:
         return _string(library, "nvmlSystemGetDriverVersion") or None
-    except _Failed as failed:
+    except _CallError as failed:
         notes.append(f"NVML could not name the driver: {failed}")
         return None
 
@@ -125,7 +125,7 @@ def _driver_cuda(library: Any, notes: list[str]) -> tuple[int, int] | None:
     number = ctypes.c_int(0)
     try:
         _call(library, "nvmlSystemGetCudaDriverVersion_v2", ctypes.byref(number))
-    except _Failed as failed:
+    except _CallError as failed:
         notes.append(f"NVML could not name the driver's CUDA: {failed}")
         return None
     return (number.value // 1000, number.value % 1000 // 10) if number.value >= 1000 else None
@@ -135,7 +135,7 @@ def _gpus(library: Any, notes: list[str]) -> tuple[Gpu, ...]:
     count = ctypes.c_uint(0)
     try:
         _call(library, "nvmlDeviceGetCount_v2", ctypes.byref(count))
-    except _Failed as failed:
+    except _CallError as failed:
         notes.append(f"NVML could not count the GPUs: {failed}")
         return ()
     gpus = []
@@ -143,7 +143,7 @@ def _gpus(library: Any, notes: list[str]) -> tuple[Gpu, ...]:
         handle = ctypes.c_void_p()
         try:
             _call(library, "nvmlDeviceGetHandleByIndex_v2", ctypes.c_uint(index), ctypes.byref(handle))
-        except _Failed as failed:
+        except _CallError as failed:
             notes.append(f"NVML could not open GPU {index}: {failed}")
             continue
         gpus.append(_gpu(library, index, handle, notes))
@@ -166,7 +166,7 @@ def _gpu(library: Any, index: int, handle: Any, notes: list[str]) -> Gpu:
         uuid = _string(library, "nvmlDeviceGetUUID", handle)
         _call(library, "nvmlDeviceGetMemoryInfo", handle, ctypes.byref(memory))
         memory_bytes = int(memory.total)
-    except _Failed as failed:
+    except _CallError as failed:
         # Memory is only worth a line where it is asked for: integrated GPUs have none of their own.
         if cc is None or not uuid:
             notes.append(f"NVML told only part of GPU {index}: {failed}")

@@ -1,7 +1,7 @@
 """A real kernel on every visible GPU, in a child process: what runs outranks what theory says.
 
-A child, because asking CUDA anything spoils this process for forked workers, because a sick driver may hang or crash
-it, and because the torch that is judged may belong to another Python.
+A child, because asking CUDA anything spoils this process for forked workers, because a sick driver may hang
+or crash it, and because the torch that is judged may belong to another Python.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ class DeviceProbe:
 
 @dataclass(frozen=True)
 class Probe:
-    """``ran`` is False where no child was started. ``cause`` and ``text`` say why no device was reached at all."""
+    """``ran`` is False where no child was started. ``cause`` and ``text`` say why no device was reached at
+    all.
+    """
 
     ran: bool = False
     devices: tuple[DeviceProbe, ...] = ()
