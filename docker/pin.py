@@ -22,10 +22,11 @@ def read_row(table: Path, variant: str) -> dict:
     rows = tomllib.loads(table.read_text("utf-8"))
     rows.pop("meta", None)
     if variant not in rows:
-        near = (difflib.get_close_matches(variant, rows, n=1, cutoff=0.4) or ["cpu"])[0]
+        near = (difflib.get_close_matches(variant, rows, n=1, cutoff=0.4) or ["nightly-cu130"])[0]
+        typed = f"GPU_VARIANT={near} docker compose build train-gpu-nightly"
         raise SystemExit(
-            f"error: there is no variant {variant!r} in src/ambidex/device/variants.toml (it has {', '.join(rows)}); "
-            f"choose one of these, for example: GPU_VARIANT={near} docker compose build train-gpu-nightly"
+            f"error: there is no variant {variant!r} in src/ambidex/device/variants.toml, which has {', '.join(rows)}; "
+            f"type: {typed if 'cuda' in rows[near] else 'docker compose build train-cpu'}"
         )
     return {"name": variant, **rows[variant]}
 
