@@ -36,7 +36,9 @@ def main(arguments: list[str]) -> int:
     for name in required:
         entry = result.get("testenvs", {}).get(name, {})
         seconds = entry.get("result", {}).get("duration")
-        print(f"{name:<14}{'ok' if entry.get('result', {}).get('success') else 'NOT OK':<8}{seconds or 0:>8.1f} s")
+        print(
+            f"{name:<14}{'ok' if entry.get('result', {}).get('success') else 'NOT OK':<8}{seconds or 0:>8.1f} s"
+        )
     wrong = complaints(result, required)
     for sentence in wrong:
         print(f"error: {sentence}", file=sys.stderr)

@@ -193,9 +193,9 @@ def extension_arch(machine: Machine, extensions: Sequence[Extension]) -> Cause |
 def extension_covers(extension: Extension, gpu: Gpu, machine: Machine) -> bool:
     if gpu.cc is None:
         return True
+    # Which CUDA made an extension's PTX is not known, so the driver is taken to be new enough for it.
     cuda = pair(builds.cuda_of(machine.build))
-    speaks = builds.driver_cuda(machine.driver, driver_os(machine))
-    found = (covers(entry, gpu.cc, driver_cuda=speaks, build_cuda=cuda) for entry in extension.archs)
+    found = (covers(entry, gpu.cc, build_cuda=cuda) for entry in extension.archs)
     return any(kind != "none" for kind in found)
 
 

@@ -99,8 +99,13 @@ def _best(build: Build, entries: tuple[Arch, ...], cc: Capability, driver_cuda: 
     running = [(kind, entry) for kind, entry in judged if kind != "none"]
     if not running:
         return Verdict("none", "", _why_none(entries, cc, driver_cuda, build_cuda))
-    kind, entry = min(running, key=lambda found: (_ORDER.index(found[0]), -found[1].major, -found[1].minor))
+    kind, entry = min(running, key=lambda found: _nearness(*found))
     return Verdict(kind, str(entry), _why_runs(kind, entry, cc))
+
+
+def _nearness(kind: Kind, entry: Arch) -> tuple[int, int, int, str]:
+    """Native before same-major before compiled, then the newest entry, then the plain one."""
+    return _ORDER.index(kind), -entry.major, -entry.minor, entry.suffix
 
 
 def _why_runs(kind: Kind, entry: Arch, cc: Capability) -> str:

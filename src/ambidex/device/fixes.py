@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import cache
 
 from ambidex.device import builds, commands
 from ambidex.device.builds import Release
@@ -26,8 +27,8 @@ def fixes(machine: Machine) -> tuple[Fix, ...]:
     """Ways to a torch that runs on all of the machine's visible GPUs, best first.
 
     Where no build covers all of them, the GPU that works is to be shown alone, and a build is offered that
-    covers the most, the newest GPU among them. Empty where no build of the table has code for any. A GPU whose
-    capability is unknown is left out of account.
+    covers the most, the newest GPU among them. Empty where no build of the table has code for any. A GPU
+    whose capability is unknown is left out of account.
     """
     wanted = [gpu for gpu in _asked(machine) if gpu.cc is not None]
     if not wanted:
@@ -93,7 +94,7 @@ def _most(machine: Machine, wanted: Sequence[Gpu]) -> list[Gpu]:
     """The GPUs that one build can serve together: as many as can be, and then the newest."""
     best: list[Gpu] = []
     for release in builds.releases(machine.os, machine.machine):
-        served = [gpu for gpu in wanted if _has_code(release, gpu, machine)]
+        served = [gpu for gpu in wanted if _has_code(release, gpu)]
         if _worth(served) > _worth(best):
             best = served
     return best
@@ -103,17 +104,21 @@ def _worth(gpus: Sequence[Gpu]) -> tuple[int, list[tuple[int, int]]]:
     return len(gpus), sorted((gpu.cc or (0, 0) for gpu in gpus), reverse=True)
 
 
-def _has_code(release: Release, gpu: Gpu, machine: Machine) -> bool:
+def _has_code(release: Release, gpu: Gpu) -> bool:
     """Machine code, that is: PTX alone would start slowly, and somewhere a build has the code."""
-    found = verdict(release.build(), gpu, None, machine.python, machine.os, machine.machine)
-    return found.kind in ("native", "same-major")
+    return _runs_natively(release, gpu.cc)
+
+
+@cache
+def _runs_natively(release: Release, cc: tuple[int, int] | None) -> bool:
+    return verdict(release.build(), Gpu("", cc)).kind in ("native", "same-major")
 
 
 def _ways(machine: Machine, gpus: Sequence[Gpu]) -> list[Fix]:
     fitting = [
         release
         for release in builds.releases(machine.os, machine.machine)
-        if all(_has_code(release, gpu, machine) for gpu in gpus)
+        if all(_has_code(release, gpu) for gpu in gpus)
     ]
     here = [release for release in fitting if release.allows(machine.python)]
     if not here:
@@ -218,8 +223,8 @@ def _with_another_python(machine: Machine, fitting: Sequence[Release], gpus: Seq
     # The newest that the build allows: a Python that is near an end is soon out of the next table.
     requires = {"python": last}
     why = (
-        f"No build with code for {_named(gpus)} has wheels for Python {machine.python}; torch {release.version} "
-        f"has them for Python {first} to {last}."
+        f"No build with code for {_named(gpus)} has wheels for Python {machine.python}; "
+        f"torch {release.version} has them for Python {first} to {last}."
     )
     if not running:
         needed = driver_floor(machine, release.build(), gpus) or ""

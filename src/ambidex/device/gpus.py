@@ -47,8 +47,8 @@ _NOISE = frozenset(
     }
 )
 _SIZE = re.compile(r"\d+(g|gb|gib)|hbm\d?\w?|gddr\d\w?|ddr\d")
-# Words that people leave out, which is well where no other GPU bears the number. "Ti", "SUPER" and "D" are not
-# among them: they name other GPUs.
+# Words that people leave out, which is well where no other GPU bears the number. "Ti", "SUPER" and "D" are
+# not among them: they name other GPUs.
 _FAMILY = frozenset(
     {"rtx", "gtx", "gt", "quadro", "titan", "jetson", "agx", "dgx", "pro", "x"}
     | {"blackwell", "ada", "pascal", "maxwell"}
@@ -140,12 +140,12 @@ def _near(text: str) -> list[str]:
     return [by_words[words] for words in near]
 
 
-def _same(asked: list[str], full: list[str]) -> bool:
+def _same(asked: tuple[str, ...], full: tuple[str, ...]) -> bool:
     """Whether both are the same words in any order, or run together ("GB 10")."""
     return sorted(asked) == sorted(full) or "".join(asked) == "".join(full)
 
 
-def _is_shortened(asked: list[str], full: list[str]) -> bool:
+def _is_shortened(asked: tuple[str, ...], full: tuple[str, ...]) -> bool:
     """Whether `asked` is `full` with family words left out, and at least the model left in."""
     rest = list(full)
     for word in asked:
@@ -155,15 +155,16 @@ def _is_shortened(asked: list[str], full: list[str]) -> bool:
     return set(rest) <= _FAMILY and not set(asked) <= _FAMILY - {"titan"}
 
 
-def _words(name: str) -> list[str]:
-    """``"NVIDIA GeForce RTX5060Ti Laptop GPU"`` -> ``["rtx", "5060", "ti"]``."""
+@cache
+def _words(name: str) -> tuple[str, ...]:
+    """``"NVIDIA GeForce RTX5060Ti Laptop GPU"`` -> ``("rtx", "5060", "ti")``."""
     text = re.sub(r"\((r|tm)\)|[®™]", " ", name.lower())
     text = re.sub(r"\bmax[- ]?q\b|\bnot for resale\b", " ", text)
     text = re.sub(r"\bmig\b.*", " ", text)
     text = re.sub(r"\b(rtx|gtx|gt|titan|quadro|geforce|nvidia|tesla)(?=\w*\d)", r"\1 ", text)
     text = re.sub(r"\b(\d{3,4})(ti|super|d)(super)?\b", r"\1 \2 \3", text)
     words = re.findall(r"[a-z0-9]+", text)
-    return [word for word in words if word not in _NOISE and not _SIZE.fullmatch(word)]
+    return tuple(word for word in words if word not in _NOISE and not _SIZE.fullmatch(word))
 
 
 def _capability(text: str) -> tuple[int, int]:

@@ -48,7 +48,7 @@ def judge(
     probe: Sequence[Tried] | None = None,
     strict: bool = False,
 ) -> Diagnosis:
-    """The one cause, the reason and the fixes. Where one GPU is asked about, give a machine with that one alone.
+    """The one cause, the reason and the fixes. Where one GPU is asked about, give a machine with that alone.
 
     None for `extensions` or `probe` says that it was not done. With `strict`, CPU_BUILD and NO_GPU exit with
     10 instead of 0.
@@ -204,7 +204,7 @@ def _fixes_for(  # noqa: PLR0911 - one return a cause
 
 
 def _for_an_old_driver(machine: Machine) -> tuple[Fix, ...]:
-    """A build for the present driver first, if there is one; else the driver, torch left alone where it can stay."""
+    """A build for the present driver first, if there is one; then the driver, and torch may stay as it is."""
     found = fixes(machine)
     kept = keep_and_update_driver(machine)
     for_this_driver = tuple(fix for fix in found if not fix.requires)
@@ -236,7 +236,7 @@ def _pass_the_gpu(machine: Machine) -> Fix:
         ),
         "podman": (
             "podman run --device nvidia.com/gpu=all ...",
-            "Start the container with the GPU. The host needs its driver and a CDI file: nvidia-ctk cdi generate.",
+            "Start the container with the GPU. The host needs its driver and a CDI file (nvidia-ctk cdi).",
         ),
         "wsl": (
             "wsl --update",

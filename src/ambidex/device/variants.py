@@ -22,7 +22,7 @@ def rows() -> dict[str, dict[str, Any]]:
 
 
 def table(machine: Machine) -> list[dict[str, Any]]:
-    """A dictionary a variant, as `--json` prints it: the row, `name`, `fits` (None: not known) and `because`."""
+    """A dictionary a variant, as `--json` prints it: the row, `name`, `fits` (None: unknown), `because`."""
     judged = []
     for name, row in rows().items():
         fits, because = _fits(row, machine)
@@ -44,7 +44,7 @@ def render(table: Sequence[dict[str, Any]]) -> str:
 
 
 def cpu_release(machine: Machine) -> tuple[str, str]:
-    """A torch for this machine's CPU, and its index: empty for PyPI. Both are empty where there is no wheel."""
+    """A torch for this machine's CPU, and its index: empty for PyPI. Both are empty where no wheel is."""
     row = rows()["cpu"]
     first, last = (numbers(end) for end in row["pythons"])
     on_the_index = machine.os in row["oses"] and machine.machine == "x86_64"

@@ -20,7 +20,7 @@ def numbers(text: str) -> tuple[int, ...]:
 
 
 def at_least(found: str, wanted: str) -> bool:
-    """Whether `found` is `wanted` or newer, as far as `found` goes: "525" is any 525, and so at least "525.60.13"."""
+    """Whether `found` is `wanted` or newer, as far as it goes: "525" is any 525, so at least "525.60.13"."""
     have, need = numbers(found), numbers(wanted)
     return have >= need[: len(have)]
 

@@ -57,9 +57,10 @@ def machine_from(
 ) -> Machine:
     """The supposed machine. What is not given is linux, x86_64, this Python, a driver new enough for the GPU.
 
-    torch and GPUs that are not given are taken from `here` where it is given, else there are none. Several GPUs
-    are separated by commas. A GPU that exists in Arm computers alone makes the machine one, where `machine` is
-    not given and the table has the torch for it. Raises Problems (exit 2) with all that was not understood.
+    torch and GPUs that are not given are taken from `here` where it is given, else there are none. Several
+    GPUs are separated by commas. A GPU that exists in Arm computers alone makes the machine one, where
+    `machine` is not given and the table has the torch for it. Raises Problems (exit 2) with all that was not
+    understood.
     """
     problems: list[Problem] = []
 
@@ -129,7 +130,8 @@ def _torch(text: str) -> TorchVersion:
         )
     vendor = found.pre and "." in found.local  # NGC's own: 2.6.0a0+df5bbc09d1.nv24.11
     if found.local and not vendor and not found.pre and not _LOCAL.fullmatch(found.local):
-        near = did_you_mean(found.local, [*builds.table()["indexes"], "cpu", "xpu"])
+        tags = [*builds.tags_of(found.base, "linux", "x86_64"), "cpu"]
+        near = f"torch {found.base} is on the indexes {', '.join(tags)}" if len(tags) > 1 else ""
         raise Problems(
             Problem(
                 f"--torch {text!r}: {found.local!r} is no variant of torch.",
@@ -151,7 +153,7 @@ def _gpus(text: str) -> list[Known]:
     found = []
     for part in text.split(","):
         try:
-            found.append(gpus.find(part))
+            found.append(gpus.find(part.strip()))
         except Problems as wrong:
             problems.extend(wrong.problems)
     if problems:
