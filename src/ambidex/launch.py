@@ -126,8 +126,7 @@ def prepare_text(settings: Settings) -> Tokens:
         settings.data, tokenizer=settings.tokenizer, vocabulary_size=settings.vocabulary_size, field=settings.field,
         validation_fraction=settings.validation_fraction, cache=default_cache(os.environ), progress=sys.stderr.isatty(),
     )  # fmt: skip
-    size = plan.spell_bytes(tokens.train_bytes + tokens.validation_bytes)
-    line("text", f"{', '.join(settings.data)}: {size}, {tokens.train_tokens:,} tokens to learn from and "
+    line("text", f"{tokens.summary}; {tokens.train_tokens:,} tokens to learn from and "
                  f"{tokens.validation_tokens:,} held out; sha256 {tokens.data_hash[:12]}")  # fmt: skip
     return tokens
 
