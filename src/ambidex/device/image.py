@@ -124,6 +124,11 @@ def with_image(diagnosis: Diagnosis, image: Image | None, machine: Machine, root
     return replace(diagnosis, fixes=(fix, *kept))
 
 
+def permission_fix(root: Path = Path("/")) -> str:
+    """What to type where a folder of the host belongs to somebody else; empty outside our images."""
+    return "on the host, run as the folder's owner: echo RUN_AS=$(id -u) >> .env" if read(root) else ""
+
+
 def _capability(name: str) -> tuple[int, int] | None:
     try:
         return gpus.find(name).cc
