@@ -5,19 +5,19 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from unittest import mock
 
 import pytest
+from built_machines import RTX_3090, RTX_5060, a_build, cpu_build, probed, some_facts
 
 from ambidex.device.choose import Choice, choose
 from ambidex.device.facts import Facts
 from ambidex.device.machine import Gpu
 from ambidex.device.probe import DeviceProbe, Probe
 from ambidex.errors import Problems
-
-from .conftest import RTX_3090, RTX_5060, a_build, cpu_build, probed, some_facts
 
 CU128 = a_build("2.11.0+cu128", "12.8", "sm_75 sm_80 sm_86 sm_90 sm_100 sm_120")
 
@@ -64,7 +64,9 @@ def dies(gpu: Gpu, number: int, cause: str = "no_kernel_image") -> DeviceProbe:
 
 def a_torch(answer: object) -> dict[str, ModuleType]:
     """sys.modules after a program set ``torch.cuda.is_available``."""
-    cuda = SimpleNamespace(__file__="/site-packages/torch/cuda/__init__.py", is_available=answer, _initialized=False)
+    cuda = SimpleNamespace(
+        __file__="/site-packages/torch/cuda/__init__.py", is_available=answer, _initialized=False
+    )
     return {"torch": SimpleNamespace(cuda=cuda), "torch.cuda": cuda}  # type: ignore[dict-item]
 
 
@@ -151,7 +153,9 @@ def test_way_2_is_seen_in_a_real_torch_and_only_there() -> None:
         "print(forced_to_cpu({}))\n"
     )
     pytest.importorskip("torch")
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
     assert "overridden in code" in ran.stdout, ran.stderr
 
 
@@ -184,6 +188,19 @@ def test_all_ways_at_once_are_all_named_and_the_one_that_decided_is_said() -> No
         assert way in choice.reason
 
 
+def test_the_origin_that_won_is_the_one_that_decided() -> None:
+    choice = decide("cpu", "toml", environ={"AMBIDEX_DEVICE": "cpu"})
+    assert choice.decided_by == 'device = "cpu" in the TOML file'
+    assert "AMBIDEX_DEVICE=cpu" in choice.reason
+
+
+def test_a_cpu_that_a_flag_overruled_is_not_in_force() -> None:
+    environ = {"AMBIDEX_DEVICE": "cpu"}
+    assert not decide("auto", "flag", environ=environ, facts=some_facts(cpu_build())).forced_by
+    choice = decide("auto", "flag", environ={**environ, "CUDA_VISIBLE_DEVICES": ""})
+    assert choice.forced_by == ('CUDA_VISIBLE_DEVICES="" in the environment',)
+
+
 def test_a_mask_set_after_cuda_started_is_called_without_effect() -> None:
     modules = a_torch(lambda: False)
     modules["torch.cuda"]._initialized = True  # type: ignore[attr-defined]
@@ -201,7 +218,12 @@ def test_a_device_asked_for_by_name_is_never_swapped(wanted: str) -> None:
 
 def test_a_named_gpu_that_is_hidden_is_refused_with_the_doctors_code() -> None:
     with pytest.raises(Problems) as refused:
-        decide("cuda", "flag", environ={"CUDA_VISIBLE_DEVICES": ""})
+        decide(
+            "cuda",
+            "flag",
+            environ={"CUDA_VISIBLE_DEVICES": ""},
+            facts=some_facts(CU128, [replace(RTX_5060, visible=False)]),
+        )
     assert refused.value.exit_code == 23
     assert "CUDA_VISIBLE_DEVICES" in str(refused.value)
 
@@ -218,6 +240,13 @@ def test_a_named_gpu_on_a_mixed_box_is_that_one_or_none() -> None:
     with pytest.raises(Problems) as refused:
         decide("cuda:0", "flag", facts=facts, probe=found)
     assert refused.value.exit_code == 20
+
+
+def test_a_gpu_hidden_by_code_alone_is_refused_too() -> None:
+    with pytest.raises(Problems) as refused:
+        decide("cuda", "argument", modules=a_torch(lambda: False), facts=some_facts(CU128, [RTX_5060]))
+    assert refused.value.exit_code == 23
+    assert "is_available" in str(refused.value)
 
 
 @pytest.mark.parametrize("word", ["gpu", "cudaa", "cuda:", "cuda:-1", "", "0", "cuda:1:2", "cuda:99999"])

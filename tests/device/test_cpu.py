@@ -1,4 +1,4 @@
-"""Threads, quota and instruction set come from where the kernel keeps them, and rubbish there means no limit."""
+"""Threads, quota and instruction set are read where the kernel keeps them; rubbish there means no limit."""
 
 from __future__ import annotations
 
@@ -93,7 +93,8 @@ def test_threads_are_the_physical_cores_within_affinity_and_quota(
 
 def cpuinfo(processors: int, siblings: int, flags: str = "fpu avx2 fma") -> str:
     return "\n".join(
-        f"processor\t: {number}\nmodel name\t: AMD EPYC\nphysical id\t: 0\ncore id\t\t: {number // siblings}\nflags\t\t: {flags}\n"
+        f"processor\t: {number}\nmodel name\t: AMD EPYC\nphysical id\t: 0\ncore id\t\t: "
+        f"{number // siblings}\nflags\t\t: {flags}\n"
         for number in range(processors)
     )
 
@@ -112,7 +113,10 @@ def test_only_the_cores_of_the_affinity_count(tmp_path: Path, write: Write) -> N
 def test_the_kernels_topology_outranks_cpuinfo(tmp_path: Path, write: Write) -> None:
     write("proc/cpuinfo", cpuinfo(4, 1))
     for number in range(4):
-        write(f"sys/devices/system/cpu/cpu{number}/topology/thread_siblings_list", f"{number % 2},{number % 2 + 2}")
+        write(
+            f"sys/devices/system/cpu/cpu{number}/topology/thread_siblings_list",
+            f"{number % 2},{number % 2 + 2}",
+        )
     assert cpu.look(tmp_path, os_name="linux", affinity=range(4)).cores == 2
 
 
@@ -131,16 +135,28 @@ def test_a_cpuinfo_of_rubbish_leaves_the_affinity(tmp_path: Path, write: Write, 
 
 @pytest.mark.parametrize(
     ("flags", "fast"),
-    [("avx2 fma", False), ("avx512f avx512bw", False), ("avx512f avx512_bf16", True), ("amx_tile amx_bf16", True)],
+    [
+        ("avx2 fma", False),
+        ("avx512f avx512bw", False),
+        ("avx512f avx512_bf16", True),
+        ("amx_tile amx_bf16", True),
+    ],
 )
-def test_bf16_is_worth_it_by_instruction_set_alone(tmp_path: Path, write: Write, flags: str, fast: bool) -> None:
+def test_bf16_is_worth_it_by_instruction_set_alone(
+    tmp_path: Path, write: Write, flags: str, fast: bool
+) -> None:
     write("proc/cpuinfo", cpuinfo(1, 1, flags))
     assert cpu.has_fast_bf16(cpu.look(tmp_path, os_name="linux", affinity={0}).isa) is fast
 
 
 @pytest.mark.parametrize(
     ("environ", "threads"),
-    [({}, 4), ({"OMP_NUM_THREADS": "3"}, 3), ({"OMP_NUM_THREADS": "2,1"}, 2), ({"OMP_NUM_THREADS": "many"}, 4)],
+    [
+        ({}, 4),
+        ({"OMP_NUM_THREADS": "3"}, 3),
+        ({"OMP_NUM_THREADS": "2,1"}, 2),
+        ({"OMP_NUM_THREADS": "many"}, 4),
+    ],
 )
 def test_the_threads_that_torch_takes_follow_the_environment(environ: dict[str, str], threads: int) -> None:
     assert cpu.threads_by_default(Cpu(cores=4, affinity=8, quota=1.0), environ) == threads

@@ -66,7 +66,14 @@ def test_a_path_that_is_no_environment_exits_2(tmp_path: Path, name: str) -> Non
 
 @pytest.mark.parametrize(
     ("wrote", "tool"),
-    [("pip", "pip"), ("uv", "uv"), ("Poetry 1.8.3", "poetry"), ("conda", "conda"), ("", "pip"), ("\0rubbish", "pip")],
+    [
+        ("pip", "pip"),
+        ("uv", "uv"),
+        ("Poetry 1.8.3", "poetry"),
+        ("conda", "conda"),
+        ("", "pip"),
+        ("\0rubbish", "pip"),
+    ],
 )
 def test_the_installer_is_the_one_that_put_torch_there(install: Install, wrote: str, tool: str) -> None:
     found = environment.at(install(installer=wrote))

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 
 import pytest
+from built_machines import RTX_3090, RTX_5060
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ambidex.device import hiding
 from ambidex.device.machine import Gpu
-
-from .conftest import RTX_3090, RTX_5060
 
 # Measured on torch 2.13.0's own parser.
 MEASURED = {

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from built_machines import A_LIST, elf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ambidex.device import environment, installed
 from ambidex.device.machine import Build
-
-from .conftest import A_LIST, elf
 
 Install = Callable[..., Path]
 
@@ -100,7 +101,7 @@ def test_what_an_uninstall_left_behind_is_no_torch(tmp_path: Path) -> None:
 def test_no_torch_is_missing_not_broken(tmp_path: Path) -> None:
     (tmp_path / "lib/python3.12/site-packages").mkdir(parents=True)
     build = read(tmp_path)
-    assert "no torch" in build.missing
+    assert "No torch" in build.missing
     assert build.python == "3.12"
 
 
@@ -111,7 +112,11 @@ def test_a_cuda_that_the_version_file_does_not_name_is_read_from_the_tag(install
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None)
-@given(rubbish=st.one_of(st.binary(max_size=300), st.text(max_size=200).map(lambda text: text.encode("utf-8", "replace"))))
+@given(
+    rubbish=st.one_of(
+        st.binary(max_size=300), st.text(max_size=200).map(lambda text: text.encode("utf-8", "replace"))
+    )
+)
 def test_a_version_file_of_rubbish_never_raises(install: Install, tmp_path: Path, rubbish: bytes) -> None:
     folder = tmp_path / "env"
     if not folder.exists():
@@ -130,10 +135,10 @@ def test_a_library_of_fifty_megabytes_is_read_in_under_a_second(install: Install
 
 @pytest.mark.wheels
 def test_the_list_read_from_a_real_wheel_is_the_one_that_torch_reports() -> None:
-    import os
-    import subprocess
-
-    for folder in filter(None, os.environ.get("AMBIDEX_WHEELS", "").split(os.pathsep)):
+    folders = os.environ.get("AMBIDEX_WHEELS", "")
+    if not folders:
+        pytest.skip("AMBIDEX_WHEELS names no environment with a real torch")
+    for folder in folders.split(os.pathsep):
         where = environment.at(folder)
         program = "import torch; f = getattr(torch._C, '_cuda_getArchFlags', None); print(f() if f else '')"
         told = subprocess.run([where.program, "-c", program], capture_output=True, text=True, check=True)

@@ -7,7 +7,6 @@ cause, where none did. A device asked for by name is had or refused; it is never
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,12 +16,12 @@ from typing import Any
 
 from ambidex.device import hiding
 from ambidex.device import probe as probing
+from ambidex.device.asked import origin_words, understood
 from ambidex.device.doctor import judged
 from ambidex.device.facts import Facts, look, may_have_gpu, this_os
 from ambidex.device.probe import DeviceProbe, Probe
-from ambidex.errors import Problem, Problems, did_you_mean
+from ambidex.errors import Problem, Problems
 
-CHOICES = ("auto", "cpu", "cuda", "cuda:N", "mps")
 _ASKED_BY = {
     "flag": "--device cpu",
     "argument": 'the argument device="cpu"',
@@ -84,9 +83,12 @@ def choose(
     wanted = understood(requested, origin)
     ways = _ways({**(asked or {}), origin: wanted}, environ, modules, os_name)
     if wanted == "cpu":
-        return _forced(ways)
+        return _forced(ways.all, _ASKED_BY.get(origin, "the default"), ways.notices)
+    if wanted == "auto" and ways.hidden:
+        # What asked for the CPU and was overruled by this auto is not in force.
+        return _forced(ways.hidden, ways.hidden[0], ways.notices)
     if wanted == "auto":
-        return _forced(ways) if ways.hidden else _automatic(see, run_probe, ways.notices)
+        return _automatic(see, run_probe, ways.notices)
     return _named(wanted, origin, ways, see, run_probe)
 
 
@@ -101,30 +103,6 @@ def forced_to_cpu(
         this_os(),
     )
     return ways.all
-
-
-def understood(requested: str, origin: str) -> str:
-    wanted = requested.strip().lower()
-    if wanted in ("auto", "cpu", "cuda", "mps") or re.fullmatch(r"cuda:\d{1,4}", wanted):
-        return wanted if ":" not in wanted else f"cuda:{int(wanted[5:])}"
-    near = "did you mean 'cuda'?" if wanted in ("gpu", "nvidia") else did_you_mean(wanted, CHOICES)
-    raise Problems(
-        Problem(
-            f"{requested!r} is no device",
-            found=f"{requested!r}, from {_origin_words(origin)}",
-            wanted=", ".join(CHOICES),
-            fix=near or "leave it out: auto takes a GPU where one works, else the CPU",
-        )
-    )
-
-
-def _origin_words(origin: str) -> str:
-    return {
-        "flag": "the flag --device",
-        "argument": "the argument device=",
-        "toml": "device in the TOML file",
-        "environment": "AMBIDEX_DEVICE",
-    }.get(origin, "the default")
 
 
 def _ways(
@@ -183,11 +161,10 @@ def _cuda_has_started(modules: Mapping[str, ModuleType]) -> bool:
     return bool(getattr(modules.get("torch.cuda"), "_initialized", False))
 
 
-def _forced(ways: _Ways) -> Choice:
-    decided = ways.all[0] if ways.all else "the default"
-    rest = [way for way in ways.all if way != decided]
+def _forced(in_force: tuple[str, ...], decided: str, notices: tuple[str, ...]) -> Choice:
+    rest = [way for way in in_force if way != decided]
     reason = f"forced by {decided}" + (f"; also in force: {_and(rest)}" if rest else "")
-    return Choice("cpu", reason, ways.all, decided, ways.notices)
+    return Choice("cpu", reason, in_force, decided, notices)
 
 
 def _automatic(see: Callable[[], Facts], run_probe: Callable[[], Probe], notices: tuple[str, ...]) -> Choice:
@@ -215,7 +192,7 @@ def _named(
             assert found is not None
             return _taken(device, facts, found, wanted, ways.notices)
     verdict = judged(facts, probe=found, device=wanted, strict=True)
-    what = f"{wanted} was asked for by {_origin_words(origin)} and cannot be had"
+    what = f"{wanted} was asked for by {origin_words(origin)} and cannot be had"
     if ways.hidden:
         what += f"; every GPU is hidden: {_and(ways.hidden)}"
     # The doctor may find nothing wrong where only code in this process hides the GPU.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.action == "explain":
         return _explain(arguments.file)
     from ambidex.device.doctor import doctor
-    from ambidex.device.report import print_report
+    from ambidex.device.report import for_people
 
     report = doctor(
         device=arguments.device,
@@ -70,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
     elif arguments.report:
         _print(report.paste())
     else:
-        print_report(report)
+        _print(for_people(report, sys.stdout))
     return report.exit_code
 
 
@@ -91,9 +92,13 @@ def run_variants(arguments: argparse.Namespace) -> int:
 
 
 def _print(text: str) -> None:
-    """Print, with a ? for what this terminal's encoding has not."""
+    """Print, with a ? for what this terminal's encoding has not, and in peace where `head` has read enough."""
     encoding = sys.stdout.encoding or "utf-8"
-    print(text.encode(encoding, "replace").decode(encoding))
+    try:
+        print(text.encode(encoding, "replace").decode(encoding), flush=True)
+    except BrokenPipeError:
+        # Python flushes once more at its end; that must have somewhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _explain(name: str) -> int:
@@ -105,8 +110,8 @@ def _explain(name: str) -> int:
 
 
 def _text(name: str) -> str:
-    """At most the last 4 MB, where the error of a long log stands."""
-    limit = 4 << 20
+    """At most the last 2 MB, where the error of a long log stands."""
+    limit = 2 << 20
     if name == "-":
         if sys.stdin.isatty():
             print("paste the error, then end with Ctrl-D (Ctrl-Z and Enter on Windows):", file=sys.stderr)

@@ -10,16 +10,20 @@ import os as system
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ambidex.device import extensions, facts, fingerprints, hiding, rules, whatif
+from ambidex.device import facts, hiding, rules
 from ambidex.device import probe as probing
+from ambidex.device.asked import understood
 from ambidex.device.diagnosis import EXIT_OF, Cause, Diagnosis
-from ambidex.device.extensions import Scan
 from ambidex.device.facts import Facts, may_have_gpu
 from ambidex.device.gpus_seen import Seen
 from ambidex.device.machine import Gpu, Machine, Tried
 from ambidex.device.probe import Probe
 from ambidex.device.report import Report
+
+if TYPE_CHECKING:
+    from ambidex.device.extensions import Scan
 
 
 @dataclass(frozen=True)
@@ -52,12 +56,14 @@ def doctor(
     ``device`` is auto, cpu, cuda, cuda:N or mps; one asked for by name is judged strictly. ``probe`` False
     keeps to theory. Raises `Problems` (exit 2) where an argument cannot be understood.
     """
-    device = understood(device)
+    device = understood(device, "flag")
     supposed = any(word is not None for word in (torch, gpu, driver, python, os, machine))
     found = see(python_env) if gpu is None else see(python_env, look_at_gpus=lambda *_: Seen())
     if supposed:
         elsewhere = any(word is not None for word in (torch, python, os, machine)) and python_env is None
         here = _as_if_elsewhere(found.machine) if elsewhere else found.machine
+        from ambidex.device import whatif  # what few runs need is not loaded by every one
+
         imagined = whatif.machine_from(
             torch=torch, gpu=gpu, driver=driver, python=python, os=os, machine=machine, here=_unhidden(here)
         )
@@ -118,13 +124,6 @@ def diagnose(
     return judge(machine) if device == "auto" else _on_cuda(judge, machine, probe, device)
 
 
-def understood(device: str) -> str:
-    """The device asked about, in its one spelling. Raises `Problems` for a word that is none."""
-    from ambidex.device.choose import understood as spelled
-
-    return spelled(device, "flag")
-
-
 def _as_if_elsewhere(machine: Machine) -> Machine:
     """For another computer's sake: this one's paths and its installer mean nothing there."""
     return replace(machine, executable="python", installer="pip")
@@ -140,6 +139,8 @@ def _scanned(found: Facts) -> Scan | None:
     machine = found.machine
     if not machine.gpus or machine.build.missing or machine.build.cuda is None:
         return None
+    from ambidex.device import extensions
+
     places = list(found.environment.places)
     if machine.build.path:
         places.append(Path(machine.build.path).parent)
@@ -189,6 +190,8 @@ def _matched(gpus: list[Gpu], probe: Probe, machine: Machine) -> list[tuple[Gpu,
 
 def _told(fingerprint: str, text: str) -> tuple[str, str]:
     """The cause's id and its words; what the rules have no cause for brings its own remedy."""
+    from ambidex.device import fingerprints
+
     known = next((one for one in fingerprints.KNOWN if one.id == fingerprint), None)
     if known is None:
         return "PROBE_FAILED", text

@@ -14,9 +14,11 @@ from dataclasses import dataclass, field
 from ambidex.device import fingerprints, rules
 from ambidex.device.diagnosis import Diagnosis
 from ambidex.device.facts import this_machine
+from ambidex.device.layout import laid_out
 from ambidex.device.machine import Arch, Build, Driver, Gpu, Machine
 from ambidex.errors import Problems
 
+_UNNAMED = "?"
 UNKNOWN = 30  # exit code where nothing was recognised
 _ENTRY = r"(?:sm|compute)_\d{2,3}[af]?"
 _LIST = re.compile(rf"{_ENTRY}(?:['\",\s]{{1,6}}{_ENTRY})*")
@@ -68,7 +70,7 @@ class Explained:
         rows += [("Read", "; ".join(self.seen))]
         rows += [("Wheel", line) for line in self.betrays]
         rows += [("Also", line) for line in self.also]
-        return "\n".join(f"{label:<6} {line}" for label, line in rows if line)
+        return laid_out(rows)
 
 
 @dataclass(frozen=True)
@@ -100,11 +102,14 @@ class _Read:
 def explain(text: str) -> Explained:
     """The cause in the text and the way out of it, or the plain statement that nothing in it is known."""
     facts = _read(text)
-    hits = fingerprints.matches(text)
+    hits = _without_doubles(fingerprints.matches(text))
     betrays = betrayed(facts.archs)
     judged = _judged(facts)
     if judged is not None and (not hits or hits[0][0].doctor in ("ARCH_NONE", "")):
         return _by_rules(facts, judged, hits, betrays)
+    if not hits and betrays:
+        said = "No known error is in this text; below is what its list of architectures tells."
+        return Explained("arch_list", said, seen=facts.words(), betrays=betrays)
     if not hits:
         return Explained(text=_nothing(text, facts), seen=facts.words(), betrays=betrays)
     first, match = hits[0]
@@ -120,6 +125,17 @@ def explain(text: str) -> Explained:
     )
 
 
+def _without_doubles(
+    hits: Sequence[tuple[fingerprints.Fingerprint, re.Match[str]]],
+) -> list[tuple[fingerprints.Fingerprint, re.Match[str]]]:
+    """One word on one missing symbol: the most exact, which comes first."""
+    kept: list[tuple[fingerprints.Fingerprint, re.Match[str]]] = []
+    for known, match in hits:
+        if not (known.id == "symbol" and any(other.id.startswith("symbol_") for other, _ in kept)):
+            kept.append((known, match))
+    return kept
+
+
 def betrayed(archs: Sequence[Arch]) -> tuple[str, ...]:
     """Which kind of wheel a list points to. Fingerprints, not proof: whoever builds torch may list what he
     likes.
@@ -133,7 +149,7 @@ def betrayed(archs: Sequence[Arch]) -> tuple[str, ...]:
     elif "sm_37" in entries:
         found.append("sm_37 without PTX: a Linux wheel for CUDA 11.8")
     if "sm_61" in entries:
-        found.append("sm_61: a Windows wheel (no Linux wheel lists it)")
+        found.append("sm_61: a Windows wheel (no release wheel for Linux lists it)")
     if "compute_90" in entries:
         found.append(
             "compute_90: a Linux nightly of July to November 2024, or an image of NVIDIA's own (NGC)"
@@ -198,7 +214,7 @@ def _judged(facts: _Read) -> Diagnosis | None:
         return None
     cuda = re.search(r"\+cu(\d{2})(\d)", facts.version or "")
     build = Build(
-        version=facts.version or "?",
+        version=facts.version or _UNNAMED,
         cuda=f"{cuda[1]}.{cuda[2]}" if cuda else ("12" if facts.archs else None),
         archs=facts.archs or None,
         source="scanned" if facts.archs else "unknown",
@@ -240,21 +256,20 @@ def _by_rules(
             also=also,
             betrays=betrays,
         )
+    text, why = judged.cause.text, judged.cause.why
+    if facts.version is None:  # the CUDA it was built with is not known either
+        text = text.replace(f". torch {_UNNAMED}", ". This torch")
+        why = why.split("; ", 1)[-1]
     return Explained(
-        ids[0] if ids else judged.cause.id,
-        judged.cause.text,
-        judged.cause.why,
-        _commands(judged),
-        facts.words(),
-        also,
-        betrays,
+        ids[0] if ids else judged.cause.id, text, why, _commands(judged), facts.words(), also, betrays
     )
 
 
 def _commands(judged: Diagnosis | None) -> tuple[str, ...]:
     if judged is None or judged.cause.id == "OK":
         return ()
-    return tuple(" && ".join(fix.commands) or fix.why for fix in judged.fixes[:2] if fix.commands or fix.why)
+    typed = ((" && ".join(fix.commands), fix.why) for fix in judged.fixes[:2])
+    return tuple(f"$ {command}\n{why}" if command else why for command, why in typed if command or why)
 
 
 def _filled(sentence: str, known: fingerprints.Fingerprint, match: re.Match[str]) -> str:
@@ -269,12 +284,14 @@ def _filled(sentence: str, known: fingerprints.Fingerprint, match: re.Match[str]
 
 
 def _three_cudas(known: fingerprints.Fingerprint) -> str:
-    if known.doctor not in ("DRIVER_OLD", "ARCH_NONE", "CPU_BUILD"):
+    if known.id == "driver_old":
+        return "a driver that speaks CUDA 12 runs builds for any CUDA 12.x and none for CUDA 13, and so on"
+    if known.id not in ("driver_insufficient", "not_compatible", "no_kernel_image", "not_compiled"):
         return ""
     return (
         "the CUDA that counts is the wheel's (torch.version.cuda); nvidia-smi shows the newest that the "
-        "driver speaks, and a "
-        "toolkit (nvcc) or an image's CUDA changes neither"
+        "driver speaks, "
+        "and a toolkit (nvcc) or an image's CUDA changes neither"
     )
 
 

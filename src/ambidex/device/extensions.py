@@ -94,7 +94,8 @@ def _libraries(places: Iterable[Path]) -> Iterator[tuple[Path, Path]]:
     """(folder of packages, library) for every shared library that may carry GPU code of its own."""
     seen: set[Path] = set()
     for place in places:
-        if place.name not in ("site-packages", "dist-packages") or place.resolve() in seen:
+        of_packages = place.name in ("site-packages", "dist-packages") or (place / "torch").is_dir()
+        if not of_packages or place.resolve() in seen:
             continue
         seen.add(place.resolve())
         for folder, inner, files in os.walk(place):

@@ -79,7 +79,7 @@ def _no_torch(environment: Environment) -> str:
     where = environment.executable if environment.own else f"{environment.prefix}"
     leftover = next((place / "torch" for place in environment.places if (place / "torch").is_dir()), None)
     rest = f"; {leftover} is what an uninstall left behind" if leftover else ""
-    return f"no torch is installed for {where} (Python {environment.python}){rest}"
+    return f"No torch is installed for {where} (Python {environment.python}){rest}"
 
 
 def _version(folder: Path) -> tuple[str | None, str | None, str | None, str]:

@@ -1,22 +1,21 @@
 """GPUs and driver by NVML, NVIDIA's management library, through ctypes: no torch, no CUDA context.
 
 NVML lists every GPU whatever CUDA_VISIBLE_DEVICES says, in the order of the PCI bus. On a sick driver a call
-may fail anywhere, or never return; so each is asked for in a thread that nobody waits for longer than a
-limit.
+may fail anywhere, never return, or take its process with it; so `gpus_seen` runs this file in a child process
+with a time limit. It imports nothing but the standard library, and prints what it learned as one line of
+JSON.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ambidex.device.machine import Driver, Gpu
-
-_NAMES = {
+NAMES = {
     "win32": ("nvml.dll", r"C:\Program Files\NVIDIA Corporation\NVSMI\nvml.dll"),
     "linux": ("libnvidia-ml.so.1", "/usr/lib/wsl/lib/libnvidia-ml.so.1"),
 }
@@ -46,53 +45,28 @@ class _Memory(ctypes.Structure):
     _fields_ = (("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong))
 
 
-def seen(
-    *, load: Callable[[str], Any] = ctypes.CDLL, names: Sequence[str] | None = None, seconds: float = 3.0
-) -> tuple[tuple[Gpu, ...], Driver, tuple[str, ...], bool]:
-    """GPUs, driver, what went wrong in words, and whether NVML answered at all.
+def loaded(load: Callable[[str], Any] = ctypes.CDLL, names: Sequence[str] | None = None) -> Any | None:
+    """The library, None where this machine has none."""
+    for name in NAMES.get(sys.platform, ()) if names is None else names:
+        with contextlib.suppress(OSError):
+            return load(name)
+    return None
 
-    A GPU of which only part could be read is kept with that part.
+
+def read(library: Any) -> dict[str, Any]:
+    """``gpus``, ``driver``, ``cuda``, and ``notes``: what failed, in words. What could be read of a GPU is
+    kept.
     """
-    result: list[tuple[tuple[Gpu, ...], Driver, tuple[str, ...], bool]] = []
-
-    def work() -> None:
-        result.append(_ask(load, _NAMES.get(sys.platform, _NAMES["linux"]) if names is None else names))
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if result:
-        return result[0]
-    return (), Driver(), (f"NVML did not answer within {seconds:g} s: the driver hangs",), False
-
-
-def _ask(
-    load: Callable[[str], Any], names: Sequence[str]
-) -> tuple[tuple[Gpu, ...], Driver, tuple[str, ...], bool]:
-    library = _loaded(load, names)
-    if library is None:
-        return (), Driver(), (), False
     try:
         _call(library, "nvmlInit_v2")
     except _CallError as failed:
-        return (), Driver(), (f"NVML did not start: {failed}",), False
+        return {"gpus": [], "driver": None, "cuda": None, "notes": [f"NVML did not start: {failed}"]}
     notes: list[str] = []
-    try:
-        driver = Driver(_driver_version(library, notes), _driver_cuda(library, notes))
-        gpus = _gpus(library, notes)
-    finally:
-        with contextlib.suppress(_CallError):
-            _call(library, "nvmlShutdown")
-    return gpus, driver, tuple(notes), True
-
-
-def _loaded(load: Callable[[str], Any], names: Sequence[str]) -> Any | None:
-    for name in names:
-        try:
-            return load(name)
-        except OSError:
-            continue
-    return None
+    driver, cuda = _driver_version(library, notes), _driver_cuda(library, notes)
+    gpus = _gpus(library, notes)
+    with contextlib.suppress(_CallError):
+        _call(library, "nvmlShutdown")
+    return {"gpus": gpus, "driver": driver, "cuda": cuda, "notes": notes}
 
 
 def _call(library: Any, function: str, *arguments: Any) -> None:
@@ -131,13 +105,13 @@ def _driver_cuda(library: Any, notes: list[str]) -> tuple[int, int] | None:
     return (number.value // 1000, number.value % 1000 // 10) if number.value >= 1000 else None
 
 
-def _gpus(library: Any, notes: list[str]) -> tuple[Gpu, ...]:
+def _gpus(library: Any, notes: list[str]) -> list[dict[str, Any]]:
     count = ctypes.c_uint(0)
     try:
         _call(library, "nvmlDeviceGetCount_v2", ctypes.byref(count))
     except _CallError as failed:
         notes.append(f"NVML could not count the GPUs: {failed}")
-        return ()
+        return []
     gpus = []
     for index in range(min(count.value, 256)):
         handle = ctypes.c_void_p()
@@ -147,10 +121,10 @@ def _gpus(library: Any, notes: list[str]) -> tuple[Gpu, ...]:
             notes.append(f"NVML could not open GPU {index}: {failed}")
             continue
         gpus.append(_gpu(library, index, handle, notes))
-    return tuple(gpus)
+    return gpus
 
 
-def _gpu(library: Any, index: int, handle: Any, notes: list[str]) -> Gpu:
+def _gpu(library: Any, index: int, handle: Any, notes: list[str]) -> dict[str, Any]:
     name, uuid, cc, memory_bytes = "", "", None, None
     major, minor, memory = ctypes.c_int(0), ctypes.c_int(0), _Memory()
     try:
@@ -170,4 +144,16 @@ def _gpu(library: Any, index: int, handle: Any, notes: list[str]) -> Gpu:
         # Memory is only worth a line where it is asked for: integrated GPUs have none of their own.
         if cc is None or not uuid:
             notes.append(f"NVML told only part of GPU {index}: {failed}")
-    return Gpu(name or f"GPU {index}", cc, index, uuid, memory_bytes)
+    return {
+        "index": index,
+        "name": name or f"GPU {index}",
+        "cc": cc,
+        "uuid": uuid,
+        "memory_bytes": memory_bytes,
+    }
+
+
+if __name__ == "__main__":
+    found = loaded()
+    if found is not None:
+        print(json.dumps(read(found)))

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ambidex.device import fingerprints
 from ambidex.device.ask import Answer, ask
 
 # A cold import of a CUDA build takes up to 20 s on a slow disk; PTX that must be compiled first takes longer.
@@ -146,7 +145,7 @@ def _opened(event: Mapping[str, Any]) -> DeviceProbe:
 def _failed(device: DeviceProbe, kind: str, message: str) -> DeviceProbe:
     if kind == "WrongResult":
         return replace(device, cause="wrong_result", text=f"{device.operation}: {message}")
-    cause = fingerprints.cause_of(message)
+    cause = _cause_of(message)
     words = f'{device.operation} failed: "{_first_line(message) or kind}"'
     return replace(device, cause=cause or "failed", text=words)
 
@@ -159,7 +158,7 @@ def _ended(device: DeviceProbe, answer: Answer, *, stopped: bool, seconds: float
 
 
 def _nothing_reached(found: Probe, what: str, kind: str, message: str) -> Probe:
-    cause = fingerprints.cause_of(message)
+    cause = _cause_of(message)
     if what == "import_failed":
         return replace(
             found, cause="import_failed", text=f'import torch failed: {kind}: "{_first_line(message)}"'
@@ -174,7 +173,7 @@ def _silent(found: Probe, answer: Answer, *, stopped: bool, seconds: float) -> P
         return replace(found, cause="timeout", text=f"{stage} did not end within {seconds:g} s")
     if stopped:
         return replace(found, ran=False, cause="not_started", text=answer.trouble)
-    cause = fingerprints.cause_of(answer.err)
+    cause = _cause_of(answer.err)
     last = answer.err.strip().splitlines()[-1:] or [""]
     return replace(
         found,
@@ -185,6 +184,12 @@ def _silent(found: Probe, answer: Answer, *, stopped: bool, seconds: float) -> P
 
 def _end(answer: Answer) -> str:
     return answer.trouble or "it ended early"
+
+
+def _cause_of(message: str) -> str:
+    from ambidex.device import fingerprints  # only a failure needs them
+
+    return fingerprints.cause_of(message)
 
 
 def _first_line(message: str) -> str:

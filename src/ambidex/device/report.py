@@ -6,24 +6,23 @@ import json
 import os
 import re
 import shutil
-import sys
-import textwrap
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from ambidex.device import cpu
 from ambidex.device.covers import listed, sm
 from ambidex.device.diagnosis import Cause, Diagnosis, Fix, GpuVerdict
-from ambidex.device.extensions import Scan
 from ambidex.device.facts import Facts
+from ambidex.device.layout import laid_out
 from ambidex.device.machine import Build, Machine
 from ambidex.device.probe import Probe
 
+if TYPE_CHECKING:
+    from ambidex.device.extensions import Scan
+
 SCHEMA = 1
-_LABEL = 7  # columns before the text
-_COLOURS = {"good": "\033[32m", "bad": "\033[31m", "label": "\033[1m", "end": "\033[0m"}
 
 
 @dataclass(frozen=True)
@@ -51,12 +50,12 @@ class Report:
     def answer(self, *, colour: bool = False, width: int = 0) -> str:
         """The cause, the reason and the ways out: what a user needs first."""
         mood = "good" if self.diagnosis.cause.id == "OK" else "bad"
-        return _laid_out(self._answer(), colour, width, mood)
+        return laid_out(self._answer(), colour, width, mood)
 
     def text(self, *, colour: bool = False, width: int = 0) -> str:
         """The answer, and below it everything that it rests on."""
         below = [*self._evidence(), *(() if self.supposed else self._processor()), *self._limits()]
-        return f"{self.answer(colour=colour, width=width)}\n\n{_laid_out(below, colour, width)}"
+        return f"{self.answer(colour=colour, width=width)}\n\n{laid_out(below, colour, width)}"
 
     def json(self) -> str:
         """Schema 1, on one page."""
@@ -143,7 +142,8 @@ class Report:
 
     def _evidence(self) -> Iterator[tuple[str, str]]:
         machine, found = self.machine, self.diagnosis
-        yield "Torch", _torch(machine.build, machine.python)
+        if not machine.build.missing:
+            yield "Torch", _torch(machine.build, machine.python)
         yield "Driver", _driver(machine)
         for one in found.gpus:
             yield f"GPU {one.gpu.index}", _gpu(one)
@@ -187,16 +187,13 @@ class Report:
         yield "Not checked", "; ".join(self.diagnosis.not_checked)
 
 
-def print_report(report: Report, stream: TextIO | None = None) -> None:
-    """The text, coloured on a terminal where NO_COLOR is not set."""
-    stream = sys.stdout if stream is None else stream
-    terminal = stream.isatty()
-    colour = terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    width = shutil.get_terminal_size((110, 24)).columns if terminal else 110
-    text = report.text(colour=colour, width=max(60, min(width, 120)))
-    # A path or a GPU's name may hold what this terminal's encoding has not.
-    encoding = getattr(stream, "encoding", None) or "utf-8"
-    print(text.encode(encoding, "replace").decode(encoding), file=stream)
+def for_people(report: Report, stream: TextIO) -> str:
+    """The text as wide as the terminal, coloured where it is one and NO_COLOR is not set."""
+    if not stream.isatty():
+        return report.text()
+    colour = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    width = shutil.get_terminal_size((110, 24)).columns
+    return report.text(colour=colour, width=max(60, min(width, 120)))
 
 
 def anonymous(text: str, private: Iterable[str] = ()) -> str:
@@ -231,30 +228,6 @@ def _private(facts: Facts) -> Iterator[str]:
         yield facts.machine.build.path
 
 
-def _laid_out(rows: Iterable[tuple[str, str]], colour: bool, width: int, mood: str = "label") -> str:
-    """Labels in a column of their own, prose wrapped beside it, commands never broken."""
-    lines: list[str] = []
-    for label, text in rows:
-        if not text:
-            continue
-        shown = label.ljust(_LABEL) if len(label) < _LABEL else label + "  "
-        first = f"{_COLOURS['label' if lines else mood]}{shown}{_COLOURS['end']}" if colour else shown
-        indent = " " * _LABEL
-        for number, line in enumerate(_wrapped(text, (width or 110) - _LABEL)):
-            lines.append((first if number == 0 else indent) + line)
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def _wrapped(text: str, width: int) -> list[str]:
-    lines: list[str] = []
-    for paragraph in text.split("\n"):
-        if paragraph.startswith("$ "):
-            lines.append(paragraph.removeprefix("$ "))
-        else:
-            lines += textwrap.wrap(paragraph, width, break_long_words=False, break_on_hyphens=False) or [""]
-    return lines
-
-
 def _fix(fix: Fix) -> str:
     """The command on a line of its own where there is one, then why."""
     typed = " && ".join(fix.commands)
@@ -262,8 +235,6 @@ def _fix(fix: Fix) -> str:
 
 
 def _torch(build: Build, python: str) -> str:
-    if build.missing:
-        return build.missing
     how = {"scanned": "read from its library", "table": "by the table"}.get(build.source, "not known")
     if build.archs is None:
         code = "its list of GPU code is not known" if build.cuda else ""
