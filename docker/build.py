@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -55,7 +54,9 @@ def build(row: dict, tag: str, *, offline: bool, labels: dict[str, str] | None =
         command += ["--label", f"{name}={value}"]
     done = subprocess.run([*command, "."], cwd=ROOT, env={**os.environ, "DOCKER_BUILDKIT": "1"}, check=False)
     if done.returncode:
-        raise SystemExit(f"error: {tag} was not built; the first line above that begins with `error:` says why")
+        raise SystemExit(
+            f"error: {tag} was not built; the first line above that begins with `error:` says why"
+        )
 
 
 def setting(name: str) -> str | None:
@@ -65,7 +66,9 @@ def setting(name: str) -> str | None:
 
 def read_record(tag: str) -> dict:
     """The record out of the image, without running anything in it."""
-    made = subprocess.run(["docker", "create", tag], capture_output=True, text=True, check=True).stdout.strip()
+    made = subprocess.run(
+        ["docker", "create", tag], capture_output=True, text=True, check=True
+    ).stdout.strip()
     try:
         with tempfile.TemporaryDirectory() as folder:
             subprocess.run(["docker", "cp", f"{made}:{RECORD}", folder], capture_output=True, check=True)

@@ -42,7 +42,7 @@ def engine_problems() -> list[str]:
     if done.returncode or not answer[:1].isdigit():
         said = (done.stderr or done.stdout).strip().splitlines() or ["nothing"]
         where = os.environ.get("DOCKER_HOST", "its usual place")
-        typed = "sudo systemctl start docker, or on a Debian without one: eval \"$(sudo .ci/engine up)\""
+        typed = 'sudo systemctl start docker, or on a Debian without one: eval "$(sudo .ci/engine up)"'
         if "permission denied" in said[-1]:
             typed = "sudo usermod -aG docker $USER, then log in again"
         return [f"no container engine answers at {where} (it said: {said[-1]}): type {typed}"]

@@ -35,7 +35,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as pin:
         cut_out(asked.variant, str(TABLE), str(HERE / "requirements"), pin)
         row = json.loads(Path(pin, "row.json").read_text("utf-8"))
-        fetch(asked, torch_words(row) + ["--constraint", f"{pin}/requirements.txt"], what=f"torch for {row['name']}")
+        limits = ["--constraint", f"{pin}/requirements.txt"]
+        fetch(asked, [*torch_words(row), *limits], what=f"torch for {row['name']}")
         fetch(asked, ["--requirement", f"{pin}/requirements.txt"], what="the pinned requirements")
         fetch(asked, ["--requirement", f"{pin}/test.txt"], what="the test tools")
     total = sum(wheel.stat().st_size for wheel in asked.to.glob("*.whl"))
@@ -49,7 +50,8 @@ def torch_words(row: dict) -> list[str]:
     words += ["--no-deps"] if "cuda" not in row else []
     if "torch" not in row:
         return [*words, "--pre", "torch"]
-    return [*words, f"torch=={row['torch']}+{row['local']}" if index == row["index"] else f"torch=={row['torch']}"]
+    local = f"+{row['local']}" if index == row["index"] else ""  # the default index has no such names
+    return [*words, f"torch=={row['torch']}{local}"]
 
 
 def fetch(asked: argparse.Namespace, words: list[str], *, what: str) -> None:
@@ -65,8 +67,9 @@ def fetch(asked: argparse.Namespace, words: list[str], *, what: str) -> None:
 
 def pip_download(asked: argparse.Namespace, words: list[str], **how: int) -> bool:
     platforms = [word for platform in PLATFORMS for word in ("--platform", platform)]
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--dest", str(asked.to), "--only-binary=:all:"]
-    command += ["--implementation", "cp", "--python-version", asked.python, *platforms, *words]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--only-binary=:all:"]
+    command += ["--dest", str(asked.to), "--implementation", "cp", "--python-version", asked.python]
+    command += [*platforms, *words]
     return subprocess.run(command, check=False, **how).returncode == 0
 
 

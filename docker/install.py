@@ -46,10 +46,8 @@ def install_system() -> None:
     compiler = os.environ.get("COMPILER", "").split()
     if compiler and not has_compiler():
         install_packages(compiler)
-    subprocess.run(
-        ["useradd", "--uid", str(TRAINER_UID), "--gid", "0", "--no-create-home", "--home-dir", WRITABLE[0], "trainer"],
-        check=True,
-    )
+    user = ["--uid", str(TRAINER_UID), "--gid", "0", "--home-dir", WRITABLE[0], "--no-create-home", "trainer"]
+    subprocess.run(["useradd", *user], check=True)
     # Group 0 may do what the user may: a user id that nobody knows is in group 0, as on OpenShift.
     for folder in WRITABLE:
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -67,14 +65,16 @@ def install_packages(packages: list[str]) -> None:
     if mirror:
         for listing in [*Path("/etc/apt").glob("sources.list"), *Path("/etc/apt/sources.list.d").glob("*")]:
             text = listing.read_text("utf-8")
-            listing.write_text(re.sub(r"https?://deb\.debian\.org/debian(?=[\s/]|$)", mirror.rstrip("/"), text), "utf-8")
+            text = re.sub(r"https?://deb\.debian\.org/debian(?=[\s/]|$)", mirror.rstrip("/"), text)
+            listing.write_text(text, "utf-8")
     # A Python that Debian built has its header in a package; any other brings it.
     if not Path(sysconfig.get_path("include"), "Python.h").exists():
         packages = [*packages, "python3-dev"]
     trust = [f"-oAcquire::https::CAInfo={SECRET}"] if has_secret() else []
     try:
         subprocess.run(["apt-get", *trust, "update"], check=True)
-        subprocess.run(["apt-get", *trust, "install", "--yes", "--no-install-recommends", *packages], check=True)
+        words = ["--yes", "--no-install-recommends", *packages]
+        subprocess.run(["apt-get", *trust, "install", *words], check=True)
     except (OSError, subprocess.CalledProcessError) as failure:
         raise SystemExit(
             f"error: the base image has no C++ compiler and apt could not install {' '.join(packages)} ({failure}); "
@@ -116,22 +116,21 @@ def torch_requirement(row: dict, *, mirrored: bool) -> list[str]:
 
 
 def install_requirements() -> None:
-    install(["--requirement", str(PIN / "requirements.txt")], find=WHEELS, index=os.environ.get("PYTHON_INDEX", ""))
+    what = ["--requirement", str(PIN / "requirements.txt")]
+    install(what, find=WHEELS, index=os.environ.get("PYTHON_INDEX", ""))
 
 
 def install_tests() -> None:
-    install(
-        ["--requirement", str(PIN / "test.txt"), "--no-deps", "--target", str(TEST_TOOLS)],
-        find=WHEELS,
-        index=os.environ.get("PYTHON_INDEX", ""),
-    )
+    what = ["--requirement", str(PIN / "test.txt"), "--no-deps", "--target", str(TEST_TOOLS)]
+    install(what, find=WHEELS, index=os.environ.get("PYTHON_INDEX", ""))
 
 
 def install_project() -> None:
     # setuptools is one of the pins, so neither an index nor an environment of its own is needed to build.
     run_pip(["--no-index", "--no-deps", "--no-build-isolation", str(SOURCE)], quiet=True)
     # Every Python of this image begins with it: what one user id writes into /cache, another of group 0 may change.
-    Path(sysconfig.get_path("purelib"), "sitecustomize.py").write_text("import os\n\nos.umask(0o002)\n", "utf-8")
+    begins = Path(sysconfig.get_path("purelib"), "sitecustomize.py")
+    begins.write_text("import os\n\nos.umask(0o002)\n", "utf-8")
 
 
 def install(what: list[str], *, find: Path, index: str, constraints: bool = False) -> None:
@@ -148,7 +147,8 @@ def install(what: list[str], *, find: Path, index: str, constraints: bool = Fals
 
 def run_pip(arguments: list[str], *, quiet: bool = False, check: bool = True) -> bool:
     """One `pip install` in the image's environment. Quiet keeps its output back unless it has to be read."""
-    command = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "--root-user-action=ignore"]
+    command = [sys.executable, "-m", "pip", "install"]
+    command += ["--disable-pip-version-check", "--root-user-action=ignore"]
     done = subprocess.run(
         [*command, *arguments],
         env=trusting_environment(),

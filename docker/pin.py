@@ -46,7 +46,9 @@ def main(variant: str, table: str, requirements: str, out: str) -> None:
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "row.json").write_text(json.dumps(row, indent=2, sort_keys=True) + "\n", "utf-8")
-    (folder / "requirements.txt").write_text(read_requirements(Path(requirements), "common", variant), "utf-8")
+    (folder / "requirements.txt").write_text(
+        read_requirements(Path(requirements), "common", variant), "utf-8"
+    )
     (folder / "test.txt").write_text(read_requirements(Path(requirements), "test"), "utf-8")
 
 

@@ -31,7 +31,8 @@ def look_at_torch() -> dict:
     """Version, commit, CUDA and kernels of the installed torch. Works without a GPU."""
     import torch
 
-    flags = getattr(torch._C, "_cuda_getArchFlags", lambda: None)()  # torch.cuda.get_arch_list() is empty without a GPU
+    # torch.cuda.get_arch_list() is empty without a GPU; this is what it would read.
+    flags = getattr(torch._C, "_cuda_getArchFlags", lambda: None)()
     return {
         "version": str(torch.__version__),
         "git": torch.version.git_version,
@@ -55,7 +56,8 @@ def look_at_packages() -> dict[str, dict]:
     """Every installed package: its version, the hash of its file list, and of its wheel where pip noted one."""
     packages = {}
     # Only what lies in the image's own environment: the test image's tools are no part of what trains.
-    for package in importlib.metadata.distributions(path=[sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]):
+    places = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
+    for package in importlib.metadata.distributions(path=places):
         facts = {"version": package.version}
         if files := package.read_text("RECORD"):
             facts["record_sha256"] = hashlib.sha256(files.encode()).hexdigest()
@@ -97,9 +99,13 @@ def differences(row: dict, found: dict, pins: dict[str, str]) -> list[str]:
     if local != row["local"]:
         wrong.append(f"torch is the {local or 'untagged'} build, the row says {row['local']}")
     if torch["cuda"] != row.get("cuda"):
-        wrong.append(f"torch was built for CUDA {torch['cuda'] or 'none'}, the row says {row.get('cuda', 'none')}")
+        wrong.append(
+            f"torch was built for CUDA {torch['cuda'] or 'none'}, the row says {row.get('cuda', 'none')}"
+        )
     if "archs" in row and sorted(torch["archs"]) != sorted(row["archs"]) and platform.machine() == "x86_64":
-        wrong.append(f"torch has code for {' '.join(torch['archs']) or 'no GPU'}, the row says {' '.join(row['archs'])}")
+        wrong.append(
+            f"torch has code for {' '.join(torch['archs']) or 'no GPU'}, the row says {' '.join(row['archs'])}"
+        )
     nvidia = [name for name in packages if name.startswith(("nvidia-", "cuda-"))]
     if nvidia and "cuda" not in row:
         wrong.append(f"a CPU image holds {', '.join(nvidia[:3])} ({len(nvidia)} packages of NVIDIA's)")
@@ -129,7 +135,9 @@ def record_torch() -> None:
     found = look()
     wrong = differences(row, found, read_pins(PIN / "requirements.txt"))
     # Two packages that do not go together would fail at some step of some training: better here.
-    conflicts = subprocess.run([sys.executable, "-m", "pip", "check"], capture_output=True, text=True, check=False)
+    conflicts = subprocess.run(
+        [sys.executable, "-m", "pip", "check"], capture_output=True, text=True, check=False
+    )
     wrong += conflicts.stdout.splitlines() if conflicts.returncode else []
     if wrong:
         raise SystemExit(
@@ -148,7 +156,8 @@ def record_torch() -> None:
         **found,
     }
     write(record)
-    print(f"this image is {row['name']}: torch {found['torch']['version']}, {' '.join(found['torch']['archs']) or 'CPU'}")
+    archs = " ".join(found["torch"]["archs"]) or "CPU"
+    print(f"this image is {row['name']}: torch {found['torch']['version']}, {archs}")
 
 
 def record_project() -> None:
@@ -166,7 +175,9 @@ def check() -> None:
     record, found = json.loads(RECORD.read_text("utf-8")), look()
     wrong = [key for key, value in found.items() if record[key] != value]
     if wrong:
-        raise SystemExit(f"error: the record no longer says what is inside: {', '.join(wrong)}; build the image again")
+        raise SystemExit(
+            f"error: the record no longer says what is inside: {', '.join(wrong)}; build the image again"
+        )
     print("the record says what is inside")
 
 

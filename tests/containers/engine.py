@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import time
 from dataclasses import dataclass, field
@@ -13,10 +14,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 RECORD = "/opt/ambidex/record.json"
 # Enough of a model to train, small enough for hundreds of steps a second on one shared core.
-TINY = (
+TINY = shlex.split(
     "--layers 1 --width 32 --heads 1 --kv-heads 1 --feed-forward 64 --context 32 --batch-size 2 --precision fp32 "
     "--evaluation-tokens 256 --sample-tokens 0 --data /data/book.txt"
-).split()
+)
 
 
 @dataclass(frozen=True)

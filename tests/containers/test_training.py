@@ -39,17 +39,29 @@ def final_weights(run: Path) -> str:
 
 
 def test_the_main_job_leaves_its_run_on_the_host(project: Project) -> None:
-    done = train(project, "--steps", "50")
+    # The real thing: the nano preset on the built-in text, 50 steps; only the last evaluation is made shorter.
+    done = project.compose("run", "--rm", "train-cpu", "--steps", "50", "--validation-fraction", "0.001")
     print(good(done))
+    assert "image    cpu: torch 2.13.0+cpu" in done.text
     run = only_run(project)
     assert steps(run) == list(range(1, 51))
     assert card(run)["device"]["name"] == "cpu"
     assert card(run)["config"]["steps"] == 50
     for name in ("loss.png", "summary.md", "checkpoints/step-000050/manifest.json"):
         assert (run / name).exists()
-    again = train(project, "--steps", "50")
-    good(again)
-    assert len(list((project.runs / "cpu").glob("nano-*"))) == 2, "a finished run is followed by a new one"
+
+
+def test_a_finished_run_is_followed_by_a_new_one(project: Project) -> None:
+    for _ in range(2):
+        good(train(project, "--steps", "2", CPUS="1"))
+    assert {path.name for path in (project.runs / "cpu").iterdir()} == {"nano-001", "nano-002"}
+
+
+def test_two_user_ids_share_the_prepared_text(project: Project) -> None:
+    project.runs.chmod(0o777)
+    for uid in ("12345", "54321"):
+        good(train(project, "--steps", "1", RUN_AS=uid, CPUS="1", RUNS=str(project.runs)))
+        project.runs.joinpath("cpu").rename(project.folder / uid)
 
 
 def test_threads_follow_the_quota(project: Project) -> None:
@@ -68,7 +80,9 @@ def test_a_stranger_trains_and_checkpoints(project: Project) -> None:
     assert card(run)["threads"] == 1
 
 
-def test_stop_checkpoints_and_the_service_continues_to_the_same_bits(project: Project, tmp_path: Path) -> None:
+def test_stop_checkpoints_and_the_service_continues_to_the_same_bits(
+    project: Project, tmp_path: Path
+) -> None:
     """`docker stop` in mid-training: exit 143 within the grace period; the next run ends as if nothing had been."""
     long = ["--steps", "1500", "--save-every", "100000", "--evaluate-every", "100000"]
     started = project.compose("run", "--detach", "train-cpu", *TINY, *long, CPUS="1")
@@ -121,7 +135,9 @@ def test_runs_that_cannot_be_written_are_one_sentence(project: Project) -> None:
 def test_a_full_volume_is_one_sentence(cpu_image: str, project: Project) -> None:
     data = f"--volume={project.data}:/data:ro"
     full = "--mount=type=tmpfs,destination=/runs,tmpfs-size=300k"
-    done = docker("run", "--rm", "--network=none", "--cpus=1", data, full, cpu_image, "train", *TINY, "--steps", "4")
+    done = docker(
+        "run", "--rm", "--network=none", "--cpus=1", data, full, cpu_image, "train", *TINY, "--steps", "4"
+    )
     assert done.code == 4, str(done)
     assert "Traceback" not in done.text
 

@@ -106,7 +106,10 @@ def instead(image: Image | None, machine: Machine, root: Path = Path("/")) -> Fi
     fitting = [row for row in table.values() if row["fits"] and "cuda" in row and row["state"] != "known"]
     if not fitting:
         return None
-    best = min(fitting, key=lambda row: (row["name"] not in _SERVICES, row["channel"] != "stable", row["state"] != "living"))
+    best = min(
+        fitting,
+        key=lambda row: (row["name"] not in _SERVICES, row["channel"] != "stable", row["state"] != "living"),
+    )
     typed = _SERVICES.get(best["name"], _ANY_SERVICE.format(variant=best["name"]))
     whose = " and ".join(dict.fromkeys(f"{gpu.name} ({sm(gpu.cc)})" for gpu in wanted if gpu.cc))
     return Fix(
@@ -115,7 +118,9 @@ def instead(image: Image | None, machine: Machine, root: Path = Path("/")) -> Fi
     )
 
 
-def with_image(diagnosis: Diagnosis, image: Image | None, machine: Machine, root: Path = Path("/")) -> Diagnosis:
+def with_image(
+    diagnosis: Diagnosis, image: Image | None, machine: Machine, root: Path = Path("/")
+) -> Diagnosis:
     """The diagnosis with the image to use in place of what would be installed: an image is not changed from inside."""
     fix = instead(image, machine, root)
     if fix is None:
