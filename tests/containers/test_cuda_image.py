@@ -41,8 +41,9 @@ def test_record_and_labels_say_what_it_has_code_for(cuda_image: str) -> None:
 
 
 def test_the_doctor_inside_names_the_image_for_sm_120(cuda_image: str) -> None:
-    here = good(docker("run", "--rm", "--network=none", cuda_image, "doctor"))
-    assert "cu124: torch 2.6.0+cu124, code for sm_50 to sm_90" in here
+    here = docker("run", "--rm", "--network=none", cuda_image, "doctor")
+    assert here.code == 22, "a container that was given no GPU"
+    assert "cu124: torch 2.6.0+cu124, code for sm_50 to sm_90" in here.text
     asked = docker("run", "--rm", "--network=none", cuda_image, "doctor", "--gpu", "sm_120", "--json")
     report = json.loads(asked.text)
     assert asked.code == report["exit_code"] == 20
