@@ -71,6 +71,18 @@ def test_a_learnable_text_is_learnt(story, tmp_path):
     assert trainer.evaluate() < first - 2.0
 
 
+def test_each_step_trains_on_its_own_batch_at_its_own_rate_and_says_so(trainer, monkeypatch):
+    asked: list[int] = []
+    used: list[float] = []
+    batch, step = trainer.batches.batch, trainer.optimizer.step
+    monkeypatch.setattr(trainer.batches, "batch", lambda number: asked.append(number) or batch(number))
+    monkeypatch.setattr(trainer.optimizer, "step", lambda rate: used.append(rate) or step(rate))
+    rows = [trainer.update() for _ in range(5)]
+    assert asked == [0, 1, 2, 3, 4]
+    assert used == [row.lr for row in rows] == [trainer.schedule.at(number) for number in range(5)]
+    assert len(set(used)) == 5
+
+
 def test_evaluating_changes_nothing_that_is_trained(story, tmp_path):
     watched, unwatched = make_trainer(story, tmp_path), make_trainer(story, tmp_path)
     for _ in range(3):

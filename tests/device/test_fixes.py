@@ -277,3 +277,9 @@ def test_a_build_that_is_no_better_than_the_present_one_is_not_offered() -> None
     machine = Machine(build=Build("2.15.0+cu130", "13.0"), gpus=gpus, driver=Driver("580.95.05"))
     (fix,) = rules.fixes(machine)
     assert fix.commands == ("export CUDA_VISIBLE_DEVICES=GPU-1f",)
+
+
+def test_a_newer_torch_is_not_offered_beside_the_driver_that_the_present_one_needs_anyway() -> None:
+    machine = Machine(build=Build("2.15.0+cu132", "13.2"), gpus=(GPUS["RTX 5060"],), driver=Driver("576.02"))
+    offered = [(fix.build.version if fix.build else None, fix.requires) for fix in rules.judge(machine).fixes]
+    assert offered == [("2.11.0+cu128", {}), ("2.15.0+cu132", {"driver": "580"})]

@@ -92,7 +92,7 @@ def run_variants(arguments: argparse.Namespace) -> int:
 
 
 def _print(text: str) -> None:
-    """Print, with a ? for what this terminal's encoding has not, and in peace where `head` has read enough."""
+    """Print, with a ? for what this terminal cannot show, and in peace where `head` has read enough."""
     encoding = sys.stdout.encoding or "utf-8"
     try:
         print(text.encode(encoding, "replace").decode(encoding), flush=True)

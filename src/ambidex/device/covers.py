@@ -66,7 +66,7 @@ def _kept_apart(code: Capability, device: Capability, build_cuda: Capability | N
 _ORDER: tuple[Kind, ...] = ("native", "same-major", "jit", "none")
 
 
-def verdict(  # noqa: PLR0917 - the question as people ask it
+def verdict(
     build: Build,
     gpu: Gpu,
     driver: Driver | None = None,

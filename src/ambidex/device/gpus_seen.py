@@ -74,7 +74,7 @@ def look(
     shadow = container.compat_shadow(environ)
     if shadow:
         notes = (*notes, f"{shadow} on LD_LIBRARY_PATH shadows the driver's libcuda (error 804 on a GeForce)")
-    nvidia = bool(found or program or driver.version or hangs) or container.has_nvidia_nodes(root)
+    nvidia = bool(found or driver.version or hangs) or container.has_nvidia_nodes(root)
     amd = (root / "dev/kfd").exists()
     return Seen(tuple(_named(gpu) for gpu in found), driver, nvidia, amd, hangs, notes)
 

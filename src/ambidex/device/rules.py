@@ -180,7 +180,7 @@ def _runs_on(found: GpuVerdict) -> str:
     return f"GPU {found.gpu.index} {found.gpu.name} ({cc}): {found.verdict.reason}"
 
 
-def _fixes_for(  # noqa: PLR0911 - one return a cause
+def _fixes_for(
     cause: Cause, machine: Machine, extensions: Sequence[Extension], kind: Kind
 ) -> tuple[Fix, ...]:
     if cause.id == "OK":
