@@ -36,8 +36,10 @@ def main() -> None:
     if wrong := [*check.engine_problems(), *check.builder_problems()]:
         raise SystemExit("\n".join(f"error: {sentence}" for sentence in wrong))
     build(row, tag, offline=asked.offline)
-    record = read_record(tag)
+    record, plain = read_record(tag), image_id(tag)
     build(row, tag, offline=asked.offline, labels=labels(record))
+    if image_id(tag) != plain:  # else a nameless twin stays behind each time; their layers are the same
+        subprocess.run(["docker", "image", "rm", plain], capture_output=True, check=False)
     print(f"{tag}: torch {record['torch']['version']}, {' '.join(record['torch']['archs']) or 'CPU'}")
 
 
@@ -62,6 +64,11 @@ def build(row: dict, tag: str, *, offline: bool, labels: dict[str, str] | None =
 def setting(name: str) -> str | None:
     """From the environment, else from .env; None where neither has it, so that the Dockerfile's default holds."""
     return os.environ[name] if name in os.environ else check.from_env_file(name) or None
+
+
+def image_id(tag: str) -> str:
+    words = ["docker", "image", "inspect", "--format", "{{.Id}}", tag]
+    return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def read_record(tag: str) -> dict:

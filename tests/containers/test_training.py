@@ -40,7 +40,8 @@ def final_weights(run: Path) -> str:
 
 def test_the_main_job_leaves_its_run_on_the_host(project: Project) -> None:
     # The real thing: the nano preset on the built-in text, 50 steps; only the last evaluation is made shorter.
-    done = project.compose("run", "--rm", "train-cpu", "--steps", "50", "--validation-fraction", "0.001")
+    flags = ("--steps", "50", "--validation-fraction", "0.001")
+    done = project.compose("run", "--rm", "train-cpu", *flags, CPUS="1", seconds=600)
     print(good(done))
     assert "image    cpu: torch 2.13.0+cpu" in done.text
     run = only_run(project)
