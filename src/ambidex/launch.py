@@ -168,6 +168,7 @@ def build(settings: Settings, device: Device, tokens: Tokens) -> Trainer:
     optimizer = Optimizer(
         model, kind=settings.optimizer, betas=(settings.beta1, settings.beta2), epsilon=settings.epsilon,
         momentum=settings.momentum, weight_decay=settings.weight_decay, clip=settings.clip,
+        products=device.muon_precision(),
     )  # fmt: skip
     forward: Callable[[Tensor], Tensor] = model
     if settings.compile:
