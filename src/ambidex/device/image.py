@@ -77,7 +77,7 @@ def read(root: Path = Path("/")) -> Image | None:
 
 def host_gpus(root: Path = Path("/")) -> tuple[tuple[Gpu, ...], Driver]:
     """The host's GPUs and driver by the kernel's own files, which a container sees even when it was given no GPU."""
-    found = []
+    found: list[Gpu] = []
     for file in sorted((root / "proc/driver/nvidia/gpus").glob("*/information")):
         name = re.search(r"^Model:\s*(.+?)\s*$", _text(file), re.MULTILINE)
         if name:
