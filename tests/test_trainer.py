@@ -56,7 +56,7 @@ def test_the_gradient_is_that_of_the_mean_loss_per_token(trainer):
     mean = torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.from_numpy(targets.copy()).flatten())
     mean.backward()
     assert loss == pytest.approx(float(mean.detach()), rel=1e-6)
-    assert torch.allclose(found, trainer.model.model.embed_tokens.weight.grad, rtol=1e-4, atol=1e-7)
+    assert torch.allclose(found, trainer.model.model.embed_tokens.weight.grad, rtol=1e-3, atol=1e-6)
 
 
 def test_the_first_loss_is_near_that_of_guessing_among_all_bytes(trainer):

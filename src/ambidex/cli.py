@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -33,6 +35,11 @@ def entry() -> NoReturn:
 
 def main(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code. What a user can cause ends in a sentence, never in a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(
+            stream, io.TextIOWrapper
+        ):  # a file name, or a sample, may hold what this terminal cannot show
+            stream.reconfigure(errors="backslashreplace")
     try:
         return run(list(arguments))
     except Problems as problems:
@@ -131,7 +138,12 @@ def train_flags(arguments: list[str]) -> tuple[dict[str, Any], str | None, list[
     found, unknown = parser.parse_known_args(arguments)
     flags = vars(found)
     file = flags.pop("config")
-    return flags, file, unknown
+    # What was typed behind a flag that there is not is that flag's value: neither a second mistake nor a file.
+    values = {
+        word for flag, word in pairwise(arguments)
+        if flag in unknown and flag.startswith("--") and "=" not in flag and not word.startswith("-")
+    }  # fmt: skip
+    return flags, None if file in values else file, [word for word in unknown if word not in values]
 
 
 class Wide(argparse.HelpFormatter):

@@ -22,6 +22,8 @@ from ambidex.errors import Exit, Problem, Problems, did_you_mean
 
 PREFIX = "AMBIDEX_"
 PRESETS = Path(__file__).parent / "presets"
+LARGEST = 1_000_000_000  # of any count: far beyond a run, and within every integer type on the way
+WIDEST = 1_048_576  # of any length of a tensor
 NOT_SETTINGS = ("AMBIDEX_RUNS", "AMBIDEX_CACHE")  # where things lie, not what a run is
 DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?")
@@ -67,13 +69,15 @@ class Settings(BaseModel):
     preset: str = setting(
         "nano", "The preset that the other settings start from.", numeric=False, group="run"
     )
-    steps: int = setting(300, "Optimizer updates in the whole run.", numeric=True, group="run", ge=1)
+    steps: int = setting(
+        300, "Optimizer updates in the whole run.", numeric=True, group="run", ge=1, le=LARGEST
+    )
     time: Seconds = setting(
         0.0, "Train for about this long (90s, 5m, 1h30m); becomes a number of steps. 0: --steps counts.",
         numeric=False, group="run", ge=0, allow_inf_nan=False,
     )  # fmt: skip
     seed: int = setting(
-        0, "Decides the first weights and the order of the data.", numeric=True, group="run", ge=0
+        0, "Decides the first weights and the order of the data.", numeric=True, group="run", ge=0, le=2**53
     )
     out: str = setting("", "The run folder. Left out: runs/PRESET-NNN.", numeric=False, group="run")
     resume: bool = setting(
@@ -103,14 +107,16 @@ class Settings(BaseModel):
 
     layers: int = setting(4, "Transformer blocks.", numeric=True, group="model", ge=1, le=1024)
     width: int = setting(
-        192, "Numbers that stand for a token between blocks.", numeric=True, group="model", ge=2
+        192, "Numbers that stand for a token between blocks.", numeric=True, group="model", ge=2, le=WIDEST
     )
-    heads: int = setting(3, "Query heads.", numeric=True, group="model", ge=1)
+    heads: int = setting(3, "Query heads.", numeric=True, group="model", ge=1, le=WIDEST)
     kv_heads: int = setting(
-        3, "Key/value heads; fewer than heads shares them.", numeric=True, group="model", ge=1
+        3, "Key/value heads; fewer than heads shares them.", numeric=True, group="model", ge=1, le=WIDEST
     )
-    feed_forward: int = setting(512, "Width inside a feed-forward layer.", numeric=True, group="model", ge=1)
-    context: int = setting(128, "Tokens of a sequence.", numeric=True, group="model", ge=1, le=1_048_576)
+    feed_forward: int = setting(
+        512, "Width inside a feed-forward layer.", numeric=True, group="model", ge=1, le=WIDEST
+    )
+    context: int = setting(128, "Tokens of a sequence.", numeric=True, group="model", ge=1, le=WIDEST)
     tied: bool = setting(True, "One matrix for embedding and output.", numeric=True, group="model")
     rope_base: float = setting(10_000.0, "Base of the rotary angles.", numeric=True, group="model", gt=1,
                                allow_inf_nan=False)  # fmt: skip
@@ -119,11 +125,11 @@ class Settings(BaseModel):
     )
 
     batch_size: int = setting(
-        16, "Sequences per step, over all processes.", numeric=True, group="batch", ge=1
+        16, "Sequences per step, over all processes.", numeric=True, group="batch", ge=1, le=WIDEST
     )
     micro_batch_size: int = setting(
         0, "Sequences per forward pass; must divide the batch size. 0: all at once.",
-        numeric=True, group="batch", ge=0,
+        numeric=True, group="batch", ge=0, le=WIDEST,
     )  # fmt: skip
 
     optimizer: Literal["adamw", "muon"] = setting(
@@ -154,20 +160,23 @@ class Settings(BaseModel):
                           allow_inf_nan=False)  # fmt: skip
 
     evaluate_every: int = setting(0, "Steps between evaluations. 0: a tenth of the run.", numeric=False,
-                                  group="watching", ge=0)  # fmt: skip
+                                  group="watching", ge=0, le=LARGEST)  # fmt: skip
     evaluation_tokens: int = setting(
         131_072, "Held-out tokens that an evaluation on the way reads. 0: all of them. The last one reads all.",
-        numeric=False, group="watching", ge=0,
+        numeric=False, group="watching", ge=0, le=LARGEST,
     )  # fmt: skip
     sample_every: int = setting(0, "Steps between samples. 0: with every evaluation.", numeric=False,
-                                group="watching", ge=0)  # fmt: skip
+                                group="watching", ge=0, le=LARGEST)  # fmt: skip
     sample_tokens: int = setting(200, "Tokens of a sample on the way. 0: no samples.", numeric=False,
-                                 group="watching", ge=0)  # fmt: skip
+                                 group="watching", ge=0, le=LARGEST)  # fmt: skip
     prompt: str = setting("def ", "What a sample on the way begins with.", numeric=False, group="watching")
     save_every: int = setting(0, "Steps between checkpoints. 0: with every evaluation.", numeric=False,
-                              group="watching", ge=0)  # fmt: skip
+                              group="watching", ge=0, le=LARGEST)  # fmt: skip
+    tensorboard: bool = setting(
+        False, "Write event files for TensorBoard too, into RUN/tensorboard.", numeric=False, group="watching"
+    )
     keep: int = setting(
-        2, "Newest checkpoints to keep, besides the best.", numeric=False, group="watching", ge=1
+        2, "Newest checkpoints to keep, besides the best.", numeric=False, group="watching", ge=1, le=LARGEST
     )
 
     device: DeviceName = setting("auto", "auto, cpu, cuda, cuda:N or mps.", numeric=False, group="machine")
@@ -304,7 +313,10 @@ def _read_toml(path: Path, problems: list[Problem]) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         problems.append(Problem("The configuration file cannot be read.", found=f"{path}: {error}",
                                 wanted="a TOML file in UTF-8"))  # fmt: skip
-    except tomllib.TOMLDecodeError as error:
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # a number of 5,000 digits, or 1,000 brackets, is no TOMLDecodeError
         problems.append(Problem("The configuration file is not TOML.", found=f"{path}: {error}",
                                 wanted='lines such as: steps = 500  or  data = ["book.txt"]'))  # fmt: skip
     return {}
@@ -360,9 +372,22 @@ def _wrong_value(name: str, detail: Mapping[str, Any], origins: Mapping[str, str
     return Problem(
         f"{flag(name)} has a value that it cannot have.",
         found=f"{found} ({origins.get(name, 'default')})",
-        wanted=str(detail["msg"]).removeprefix("Value error, ").removeprefix("wanted "),
+        wanted=_wanted(detail),
         fix=hint,
     )
+
+
+_KINDS_OF_VALUE = {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "text"}
+_BOUNDS = {"ge": "{} or more", "gt": "more than {}", "le": "{} or less", "lt": "less than {}"}
+
+
+def _wanted(detail: Mapping[str, Any]) -> str:
+    """What pydantic wanted, in our words where they are shorter."""
+    limits = {key: limit for key, limit in detail.get("ctx", {}).items() if key in _BOUNDS}
+    bounds = [_BOUNDS[key].format(f"{n:,}" if isinstance(n, int) else f"{n:g}") for key, n in limits.items()]
+    kind = _KINDS_OF_VALUE.get(str(detail["type"]).split("_", maxsplit=1)[0])
+    words = str(detail["msg"]).removeprefix("Value error, ").removeprefix("wanted ")
+    return bounds[0] if bounds else kind or words.removeprefix("Input should be ")
 
 
 def impossible(settings: Settings) -> list[tuple[tuple[str, ...], Problem]]:

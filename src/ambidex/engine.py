@@ -134,28 +134,26 @@ class Device:
         return 2.0 * rows * inner * columns / sorted(times[1:])[len(times[1:]) // 2]
 
     @contextmanager
-    def memory_errors_in_words(self, micro_batch_size: int) -> Iterator[None]:
-        """An allocation that fails ends in a sentence with a micro-batch size to try, and exit code 6."""
+    def memory_errors_in_words(self, less_memory: str) -> Iterator[None]:
+        """An allocation that fails ends in a sentence with what to type, ``less_memory``, and exit code 6."""
         try:
             yield
         except (torch.OutOfMemoryError, MemoryError) as error:
-            raise _out_of_memory(error, micro_batch_size) from None
+            raise _out_of_memory(error, less_memory) from None
         except RuntimeError as error:
-            if "not enough memory" not in str(error) and "can't allocate memory" not in str(error):
+            if not any(words in str(error) for words in _NO_MEMORY):
                 raise
-            raise _out_of_memory(error, micro_batch_size) from None
+            raise _out_of_memory(error, less_memory) from None
 
 
-def _out_of_memory(error: BaseException, micro_batch_size: int) -> Problems:
-    smaller = max(1, micro_batch_size // 2)
-    fix = (
-        f"--micro-batch-size {smaller}"
-        if micro_batch_size > 1
-        else "a smaller --context, --width or --layers"
-    )
+_NO_MEMORY = ("not enough memory", "can't allocate memory", "Cannot allocate memory", "std::bad_alloc",
+              "could not create a memory", "out of memory")  # fmt: skip
+
+
+def _out_of_memory(error: BaseException, less_memory: str) -> Problems:
     return Problems(
         Problem("Out of memory.", found=str(error).splitlines()[0] if str(error) else "the allocation failed",
-                wanted="a forward pass that fits; ambidex train --dry-run shows what takes the memory", fix=fix),
+                wanted="a step that fits; ambidex train --dry-run shows what takes the memory", fix=less_memory),
         Exit.OUT_OF_MEMORY,
     )  # fmt: skip
 
@@ -210,9 +208,22 @@ def keep_pages() -> bool:
 
 
 def _available_bytes() -> int | None:
-    """What this process may still take: the machine's available memory, or less where a container's limit is near."""
-    found = [number for number in (_meminfo_available(), _cgroup_left()) if number is not None]
+    """What this process may still take: the machine's available memory, or less where a limit is nearer."""
+    found = [n for n in (_meminfo_available(), _cgroup_left(), _address_space_left()) if n is not None]
     return min(found) if found else None
+
+
+def _address_space_left() -> int | None:
+    """What `ulimit -v` leaves, None where it is not set."""
+    try:
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        with open("/proc/self/statm", encoding="ascii") as pages:  # noqa: PTH123
+            taken = int(pages.read().split()[0]) * resource.getpagesize()
+    except (ImportError, OSError, ValueError):
+        return None  # Windows, macOS
+    return None if limit == resource.RLIM_INFINITY else max(0, limit - taken)
 
 
 def _meminfo_available() -> int | None:

@@ -7,7 +7,7 @@ import os
 import statistics
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -25,14 +25,16 @@ from ambidex.device.choose import Choice, choose
 from ambidex.device.machine import Cpu
 from ambidex.engine import Device
 from ambidex.errors import Exit
+from ambidex.events import event_files
+from ambidex.guard import cpu_guard
 from ambidex.model import LanguageModel, initialise
 from ambidex.optim import Optimizer, Schedule
 from ambidex.resume import check_same_text, named_run, restore_newest, unfinished_run, with_card
 from ambidex.runs import Run
 from ambidex.screen import Screen, line
 from ambidex.stops import Stops
-from ambidex.summary import show_end, show_plan, show_settings, write_summary
-from ambidex.text.batches import Batches
+from ambidex.summary import show_end, show_length, show_settings, show_size, write_summary
+from ambidex.text.batches import Batches, validation_batches
 from ambidex.text.cache import default_cache
 from ambidex.text.tokens import Tokens, prepare
 from ambidex.trainer import Trainer, fit
@@ -73,6 +75,7 @@ def start(resolved: Resolved) -> Outcome:
             line("", notice)
         if inside := image.read():
             line("image", inside.introduction())
+        held.enter_context(cpu_guard(choice.forced_by))
         run = named_run(resolved.settings)
         if run is not None and run.holds_card():
             resolved = with_card(resolved, run.card)
@@ -84,13 +87,17 @@ def start(resolved: Resolved) -> Outcome:
             held.callback(run.unlock)
         card = run.card if run is not None and run.holds_card() else {}
         device = prepare_device(choice, resolved.settings, card)
+        batches = batches_of(resolved.settings, tokens)
+        shape = plan.shape_of(resolved.settings, tokens.tokenizer.vocabulary_size)
+        show_size(resolved.settings, shape, device)
+        if resolved.settings.dry_run:
+            show_length(resolved.settings, shape, device, batches)
+            show_settings(resolved)
+            return Outcome(run or Run(""), Exit.DONE)
         trainer = build(resolved.settings, device, tokens)
         if resolved.settings.time and not card:
             take_time(trainer)
-        show_plan(trainer)
-        if resolved.settings.dry_run:
-            show_settings(resolved)
-            return Outcome(run or Run(""), Exit.DONE)
+        show_length(trainer.settings, shape, device, batches)
         if run is None:
             run = Run(runs.next_folder(resolved.settings.preset))
             held.callback(run.unlock)
@@ -115,7 +122,8 @@ def carry_on(trainer: Trainer, run: Run, card: Mapping[str, Any], choice: Choice
     stops.listening = True
     with (
         Screen(settings.steps, trainer.step, settings.batch_size * settings.context) as screen,
-        trainer.device.memory_errors_in_words(settings.micro_batch_size or settings.batch_size),
+        memory_errors_in_words(trainer),
+        event_files(run, settings.tensorboard, trainer.step),
     ):
         fit(trainer, run, stops, screen)
     run.plot()
@@ -158,11 +166,20 @@ def rule(choice: Choice, cpu: Cpu) -> tuple[str, str]:
     return "fp32", "no bf16 instructions here" if choice.name == "cpu" else "exact on this device"
 
 
+def batches_of(settings: Settings, tokens: Tokens) -> Batches:
+    """The order of the text. Raises Problems (exit 3) where either part of it is too short, before anything is trained."""
+    batches = Batches(tokens, settings.context, settings.batch_size, settings.seed)
+    next(validation_batches(tokens, settings.context, 1, 1))
+    return batches
+
+
 def build(settings: Settings, device: Device, tokens: Tokens) -> Trainer:
     """The model with its first weights, its optimizer and its batches, at step 0."""
-    batches = Batches(tokens, settings.context, settings.batch_size, settings.seed)
-    with device.memory_errors_in_words(settings.micro_batch_size or settings.batch_size):
-        model = LanguageModel(plan.shape_of(settings, tokens.tokenizer.vocabulary_size))
+    batches = batches_of(settings, tokens)
+    shape = plan.shape_of(settings, tokens.tokenizer.vocabulary_size)
+    less = plan.less_memory(settings, shape, device.precision, device.free_bytes())
+    with device.memory_errors_in_words(less):
+        model = LanguageModel(shape)
         initialise(model, settings.seed)
         device.place(model)
     optimizer = Optimizer(
@@ -184,7 +201,12 @@ def build(settings: Settings, device: Device, tokens: Tokens) -> Trainer:
         tokens,
         forward,
         device.loss_scale(),
+        less,
     )
+
+
+def memory_errors_in_words(trainer: Trainer) -> AbstractContextManager[None]:
+    return trainer.device.memory_errors_in_words(trainer.less_memory)
 
 
 def schedule_of(settings: Settings) -> Schedule:
@@ -197,7 +219,7 @@ def schedule_of(settings: Settings) -> Schedule:
 def take_time(trainer: Trainer) -> None:
     """Turn --time into --steps: a few steps on trial, undone afterwards, and what an evaluation costs."""
     settings = trainer.settings
-    with trainer.device.memory_errors_in_words(settings.micro_batch_size or settings.batch_size):
+    with memory_errors_in_words(trainer):
         took = [trainer.update().seconds for _ in range(WARM_UP_STEPS)]
         step_seconds = statistics.median(b - a for a, b in pairwise(took))
         before = trainer.seconds

@@ -8,6 +8,8 @@ from ambidex.config import Settings
 from ambidex.engine import Device
 from ambidex.model import Shape
 
+HOLES = 1.35  # glibc's aligned blocks leave holes that the next do not fit; measured by benchmarks/memory.py
+SPARE = 1.15  # advice leaves this much room: the plan is right to within so much (benchmarks/memory.py)
 USUAL_SHARE = 0.4  # of a product's rate that a whole step reaches; docs/benchmarks.md has the measurements
 
 
@@ -31,28 +33,62 @@ def shape_of(settings: Settings, vocabulary_size: int) -> Shape:
 
 
 def memory(settings: Settings, shape: Shape, precision: str) -> Memory:
-    """The largest that each part gets in a step.
+    """The largest that each part gets in a step, in bytes; `benchmarks/memory.py` holds it against real runs.
 
-    Activations are what backward needs of each block: its input, both norms' outputs, queries, keys and values before
-    and after norm and rotation, the mixed values, gate, up and their product; half of them in the low precision where
-    one is used. The loss holds fp32 logits, their log-softmax and a gradient.
+    Activations are what `model.py` keeps of each block for backward. In fp32 at every precision: input and normalised
+    input of its four norms. At the run's precision: queries, keys and values as attention gets them, the inputs of
+    its products (in low precision each product casts its own), gate, its SiLU, up, and their product. Backward adds
+    some five gradients as wide as the feed-forward layer. The loss (`loss.py`) holds logits, log-softmax and gradient.
     """
-    parameters = sum(shape.parameters().values())
+    width, feed_forward, parameters = shape.width, shape.feed_forward, sum(shape.parameters().values())
     tokens = (settings.micro_batch_size or settings.batch_size) * settings.context
     low = 4 if precision == "fp32" else 2
-    kv_width = shape.kv_heads * shape.head_width
-    wide = 4 * 4 * shape.width  # residual stream twice, norms' inputs: fp32 in every precision
-    narrow = low * (6 * shape.width + 6 * kv_width + 4 * shape.feed_forward)
-    moments = 2 if settings.optimizer == "adamw" else 1
+    norms = 4 * (6 * width + 2 * shape.kv_heads * shape.head_width)
+    products = low * (3 * width + (3 if low == 4 else 6) * width + 4 * feed_forward)
+    by_muon = _block_matrices(shape) if settings.optimizer == "muon" else 0
+    logits = (
+        12 if low == 4 else 14
+    )  # bytes for each: in low precision they, or their gradient, are there twice
     return Memory(
         {
-            "weights": 4 * parameters,
+            "weights": 4 * parameters + (0 if low == 4 else low * parameters),
             "gradients": 4 * parameters,
-            "optimizer": 4 * moments * parameters,
-            "activations": shape.layers * tokens * (wide + narrow),
-            "loss": tokens * shape.vocabulary_size * (8 + low),
+            "optimizer": 4 * by_muon + 8 * (parameters - by_muon),
+            "activations": int(HOLES * shape.layers * tokens * (norms + products))
+            + 5 * tokens * 4 * feed_forward,
+            "loss": tokens * shape.vocabulary_size * logits,
         }
     )
+
+
+def _block_matrices(shape: Shape) -> int:
+    """Weights that Muon steps, with one moment instead of two (`optim.py`)."""
+    parts = shape.parameters()
+    return parts["attention"] - 2 * shape.layers * shape.head_width + parts["feed-forward"]
+
+
+def fitting_micro_batch(
+    settings: Settings, shape: Shape, precision: str, free: int, below: int
+) -> int | None:
+    """The largest divisor of the batch size under ``below`` whose plan fits easily into ``free`` bytes, or None."""
+    for size in range(min(below - 1, settings.batch_size), 0, -1):
+        if settings.batch_size % size == 0:
+            smaller = settings.model_copy(update={"micro_batch_size": size})
+            if memory(smaller, shape, precision).total * SPARE <= free:
+                return size
+    return None
+
+
+def less_memory(settings: Settings, shape: Shape, precision: str, free: int | None) -> str:
+    """What to type where a run does not fit into the ``free`` bytes that there were before it began."""
+    now = settings.micro_batch_size or settings.batch_size
+    if free is not None:
+        fits = fitting_micro_batch(settings, shape, precision, free, below=now)
+    else:
+        fits = next((n for n in range(now // 2, 0, -1) if settings.batch_size % n == 0), None)
+    if fits is not None:
+        return f"--micro-batch-size {fits}"
+    return "a smaller --width, --layers, --feed-forward or --context: no micro-batch size makes this fit"
 
 
 @dataclass(frozen=True)

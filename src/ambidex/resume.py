@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -22,12 +25,10 @@ from ambidex.trainer import Trainer
 def named_run(settings: Settings) -> Run | None:
     """The run that --out names. Refuses a folder that holds a run, without --resume, or something else."""
     if not settings.out:
+        check_place(runs.runs_folder(), "AMBIDEX_RUNS")
         return None
     run = Run(settings.out)
-    if run.path.exists() and not run.path.is_dir():
-        raise Problems(
-            Problem("--out is not a folder.", found=str(run.path), wanted="a new or an empty folder")
-        )
+    check_place(run.path, "--out")
     if run.holds_card() and not (settings.resume or settings.dry_run):
         raise Problems(
             Problem("--out holds a run already.", found=str(run.path), wanted="a new folder, or --resume",
@@ -43,6 +44,27 @@ def named_run(settings: Settings) -> Run | None:
                     wanted="a new or an empty folder, or a run to --resume")
         )  # fmt: skip
     return run
+
+
+def check_place(path: Path, name: str) -> None:
+    """Raise Problems, before any work is done, where no folder can be at ``path`` (exit 2; 4: not writable)."""
+    try:
+        if "\0" in str(path):
+            raise OSError(errno.EINVAL, "a NUL character in the name")
+        there = next(place for place in (path, *path.parents) if place.exists())
+    except OSError as error:
+        raise Problems(
+            Problem(f"{name} cannot be the name of a folder.", found=f"{str(path)[:80]!r}: {error.strerror}",
+                    wanted="a new or an empty folder")
+        ) from None  # fmt: skip
+    if there == path and not there.is_dir():
+        raise Problems(
+            Problem(f"{name} is not a folder.", found=str(path), wanted="a new or an empty folder")
+        )
+    if not there.is_dir():
+        raise runs.cannot_write(path, NotADirectoryError(errno.ENOTDIR, f"{there} is no folder"))
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise runs.cannot_write(path, PermissionError(errno.EACCES, f"{there} may not be written to"))
 
 
 def with_card(resolved: Resolved, card: Mapping[str, Any]) -> Resolved:

@@ -61,6 +61,7 @@ class Run:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self._lock = FileLock(self.path / ".lock", timeout=0)
+        self.watcher: Callable[[Row], None] | None = None  # is told of each row once metrics.csv has it
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
@@ -103,7 +104,8 @@ class Run:
     def write(self, name: str, text: str) -> None:
         """Replace a small file of the run at once."""
         try:
-            checkpoint.replace_synced(self.path / name, text.encode("utf-8"))
+            # A folder's name need not be UTF-8; what is not becomes \\udcXX, which JSON reads back as it was.
+            checkpoint.replace_synced(self.path / name, text.encode("utf-8", "backslashreplace"))
         except OSError as error:
             raise cannot_write(self.path, error) from None
 
@@ -119,6 +121,9 @@ class Run:
                 file.write(render_rows(rows, header=new))
         except OSError as error:
             raise cannot_write(self.path, error) from None
+        if self.watcher is not None:
+            for row in rows:
+                self.watcher(row)
 
     def cut_back(self, step: int) -> None:
         """Drop what came after ``step``: a resumed run writes those rows again."""
@@ -169,7 +174,8 @@ class Run:
             last_step, last_loss = evaluated[-1]
             axes.annotate(f"{last_loss:.3f}", (last_step, last_loss), textcoords="offset points", xytext=(-6, 10),
                           ha="right", color="#b3391f")  # fmt: skip
-        axes.set(xlabel="step", ylabel="loss (nats per token)", title=self.path.name)
+        axes.set(xlabel="step", ylabel="loss (nats per token)")
+        axes.set_title(printable(self.path.name), parse_math=False)  # a name may hold dollars
         axes.grid(alpha=0.25)
         axes.legend(frameon=False)
         for side in ("top", "right"):
@@ -257,10 +263,13 @@ def next_folder(preset: str) -> Path:
         int(m[1]) for p in _folders(root) if (m := re.fullmatch(re.escape(preset) + r"-(\d{3,})", p.name))
     ]
     number = max(taken, default=0) + 1
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(root, error) from None
     while True:
         path = root / f"{preset}-{number:03d}"
         try:
-            root.mkdir(parents=True, exist_ok=True)
             path.mkdir()
             return path
         except FileExistsError:

@@ -7,40 +7,55 @@ import os
 import shlex
 
 from ambidex import plan, runs
-from ambidex.config import Resolved
+from ambidex.config import Resolved, Settings
+from ambidex.engine import Device
+from ambidex.model import Shape
 from ambidex.runs import Run
 from ambidex.screen import line
+from ambidex.text.batches import Batches
 from ambidex.text.tokens import Tokens
 from ambidex.trainer import Trainer
 
 
-def show_plan(trainer: Trainer) -> None:
-    settings, shape, device = trainer.settings, trainer.model.shape, trainer.device
-    parameters = sum(shape.parameters().values())
-    needed, free = plan.memory(settings, shape, device.precision), device.free_bytes()
-    per_step = settings.batch_size * settings.context
+def show_size(settings: Settings, shape: Shape, device: Device) -> None:
+    """Parameters and memory by part, against what is free, before any of it is taken."""
+    parts = shape.parameters()
     line(
-        "model", f"{settings.preset}: {parameters:,} parameters, {shape.layers} layers of width {shape.width}"
+        "model",
+        f"{settings.preset}: {sum(parts.values()):,} parameters, {shape.layers} layers of width {shape.width}",
     )
-    line("plan", f"{settings.steps} steps of {settings.batch_size} x {settings.context} tokens: "
-                 f"{settings.steps * per_step:,} tokens, "
-                 f"{settings.steps / trainer.batches.steps_per_epoch:.2f} times through the text")  # fmt: skip
-    room = f" of {plan.spell_bytes(free)} free" if free else ""
+    line("", ", ".join(f"{part} {count:,}" for part, count in parts.items()))
+    needed, free = plan.memory(settings, shape, device.precision), device.free_bytes()
+    room = f" of {plan.spell_bytes(free)} free" if free is not None else ""
     line("memory", f"about {plan.spell_bytes(needed.total)}{room} (an estimate: "
          + ", ".join(f"{part} {plan.spell_bytes(size)}" for part, size in needed.parts.items()) + ")")  # fmt: skip
-    if free and needed.total > free:
-        line(
-            "",
-            f"that is more than is free; --micro-batch-size {max(1, (settings.micro_batch_size or settings.batch_size) // 2)} takes less",
-        )
-    line("time", str(plan.duration(settings, shape, device)))
+    if free is not None and needed.total > free:
+        # Linux grants memory that it does not have and kills whoever uses it, so this may be the last word.
+        line("", "that is more than is free, and the system may end the process without a word; try "
+             + plan.less_memory(settings, shape, device.precision, free))  # fmt: skip
+
+
+def show_length(settings: Settings, shape: Shape, device: Device, batches: Batches) -> None:
+    """Steps, tokens, operations and time."""
+    per_step = settings.batch_size * settings.context
+    operations = f"{shape.operations_per_token():,} operations a token"
+    took = plan.duration(settings, shape, device)
+    if settings.dry_run and settings.time:
+        steps = max(1, int(settings.time / took.seconds * settings.steps))
+        line("plan", f"{plan.spell_seconds(settings.time)}, perhaps {steps:,} steps of {settings.batch_size} x "
+             f"{settings.context} tokens (an estimate: a run measures its first steps), {operations}")  # fmt: skip
+        return
+    line("plan", f"{settings.steps} steps of {settings.batch_size} x {settings.context} tokens: "
+                 f"{settings.steps * per_step:,} tokens, "
+                 f"{settings.steps / batches.steps_per_epoch:.2f} times through the text, {operations}")  # fmt: skip
+    line("time", str(took))
 
 
 def show_settings(resolved: Resolved) -> None:
     print("\nsettings, and where each came from")
     for name, value in resolved.settings.model_dump().items():
         shown = " ".join(value) if isinstance(value, tuple) else value
-        print(f"  {name:<20}{shown!s:<16}{resolved.origins[name]}")
+        print(f"  {name:<20}{shown!s:<16} {resolved.origins[name]}")
 
 
 def write_summary(trainer: Trainer, run: Run) -> None:

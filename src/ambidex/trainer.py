@@ -41,6 +41,7 @@ class Trainer:
     tokens: Tokens
     forward: Callable[[Tensor], Tensor]  # the model, or its compiled form
     scale: LossScale
+    less_memory: str = ""  # what to type where the memory does not suffice
     step: int = 0  # updates done
     seconds: float = 0.0  # spent in training since the run's start, pauses left out
     best: tuple[float, int] | None = None  # lowest validation loss at a saved step, and that step

@@ -10,6 +10,7 @@ from ambidex.device import cpu as processor
 from ambidex.device.choose import choose
 from ambidex.engine import Device
 from ambidex.errors import Exit, Problem, Problems
+from ambidex.guard import cpu_guard
 from ambidex.model import LanguageModel
 from ambidex.resume import different_shapes, settings_of
 from ambidex.runs import Run
@@ -35,16 +36,17 @@ def write(
         raise Problems(problems)
     run = Run(path)
     choice = choose(device, "flag" if device != "auto" else "default")
-    machine = Device(choice.name, "fp32", processor.threads_for_training())
-    model, tokenizer = load(run)
-    machine.place(model)
-    begun = [int(token) for token in tokenizer.encode(prompt or "\n")]
-    decoder = StreamDecoder(tokenizer)
-    sys.stdout.write(prompt)
-    for token in generate(model, machine, begun, tokens, temperature=temperature, top_k=top_k, seed=seed):
-        sys.stdout.write(runs.printable(decoder.push(token)))
-        sys.stdout.flush()
-    sys.stdout.write(runs.printable(decoder.finish()) + "\n")
+    with cpu_guard(choice.forced_by):
+        machine = Device(choice.name, "fp32", processor.threads_for_training())
+        model, tokenizer = load(run)
+        machine.place(model)
+        begun = [int(token) for token in tokenizer.encode(prompt or "\n")]
+        decoder = StreamDecoder(tokenizer)
+        sys.stdout.write(prompt)
+        for token in generate(model, machine, begun, tokens, temperature=temperature, top_k=top_k, seed=seed):
+            sys.stdout.write(runs.printable(decoder.push(token)))
+            sys.stdout.flush()
+        sys.stdout.write(runs.printable(decoder.finish()) + "\n")
     return Exit.DONE
 
 
