@@ -20,6 +20,7 @@ from ambidex import config, plan, runs
 from ambidex.card import leg, new_card
 from ambidex.config import Resolved, Settings
 from ambidex.device import cpu as processor
+from ambidex.device import image
 from ambidex.device.choose import Choice, choose
 from ambidex.device.machine import Cpu
 from ambidex.engine import Device
@@ -79,6 +80,8 @@ def start(resolved: Resolved) -> Outcome:
         line("device", f"{choice.name}: {choice.reason}")
         for notice in choice.notices:
             line("", notice)
+        if inside := image.read():
+            line("image", inside.introduction())
         held.enter_context(cpu_guard(choice.forced_by))
         run = named_run(resolved.settings)
         if run is not None and run.holds_card():

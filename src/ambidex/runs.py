@@ -15,6 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ambidex import checkpoint
+from ambidex.device import image
 from ambidex.errors import Exit, Problem, Problems
 
 COLUMNS = ("step", "tokens", "loss", "val_loss", "lr", "grad_norm", "seconds", "tokens_per_second")
@@ -306,8 +307,9 @@ def _folders(root: Path) -> list[Path]:
 
 
 def cannot_write(path: Path, error: OSError) -> Problems:
+    in_image = image.permission_fix() if isinstance(error, PermissionError) else ""
     return Problems(
         Problem("The run folder cannot be written.", found=f"{path}: {error.strerror or error}",
                 wanted="a folder that this user may write to, on a disk with room",
-                fix="--out with another folder, or mend the permission"), Exit.CANNOT_WRITE,
+                fix=in_image or "--out with another folder, or mend the permission"), Exit.CANNOT_WRITE,
     )  # fmt: skip

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from ambidex.device import facts, hiding, rules
+from ambidex.device import facts, hiding, image, rules
 from ambidex.device import probe as probing
 from ambidex.device.asked import understood
 from ambidex.device.diagnosis import EXIT_OF, Cause, Diagnosis
@@ -84,13 +84,18 @@ def doctor(
     tried = None
     if probe and not supposed and device != "cpu" and found.environment.program and may_have_gpu(found):
         tried = run_probe(found.environment.program)
+    diagnosis = diagnose(found, scan=scan, probe=tried, device=device, strict=strict)
+    # What is asked about another build or another computer is not asked about this image.
+    asked_here = not any(word is not None for word in (torch, python, os, machine, python_env))
+    inside = image.read() if asked_here else None
     return Report(
         facts=found,
-        diagnosis=diagnose(found, scan=scan, probe=tried, device=device, strict=strict),
+        diagnosis=image.with_image(diagnosis, inside, found.machine),
         probe=tried,
         scan=scan,
         device=device,
         supposed=supposed,
+        image=inside,
     )
 
 
@@ -105,6 +110,7 @@ def gpu_usable(device: str = "cuda", *, probe: bool = False) -> bool:
 def judged(found: Facts, *, probe: Probe | None = None, device: str = "auto", strict: bool = False) -> Judged:
     """The doctor's word on facts gathered elsewhere: what `choose` says when a GPU is not to be had."""
     diagnosis = diagnose(found, probe=probe, device=device, strict=strict)
+    diagnosis = image.with_image(diagnosis, image.read(), found.machine)
     cause = diagnosis.cause
     report = Report(facts=found, diagnosis=diagnosis, probe=probe, scan=None, device=device, supposed=False)
     return Judged(diagnosis.exit_code, cause.id, cause.text.rstrip("."), report.answer())

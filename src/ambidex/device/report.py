@@ -15,6 +15,7 @@ from ambidex.device.covers import listed, sm
 from ambidex.device.diagnosis import Cause, Diagnosis, Fix, GpuVerdict
 from ambidex.device.facts import Facts
 from ambidex.device.fixes import driver_os
+from ambidex.device.image import Image
 from ambidex.device.layout import laid_out
 from ambidex.device.machine import Build, Machine
 from ambidex.device.probe import Probe
@@ -35,6 +36,7 @@ class Report:
     scan: Scan | None = None
     device: str = "auto"
     supposed: bool = False
+    image: Image | None = None
 
     @property
     def exit_code(self) -> int:
@@ -97,6 +99,7 @@ class Report:
                 "kind": container.kind,
                 "gpu_passed": container.gpu_passed,
                 "detail": container.detail,
+                "image": self.image.variant if self.image else None,
             }
             if container.kind
             else None,
@@ -149,6 +152,8 @@ class Report:
             yield f"GPU {one.gpu.index}", _gpu(one)
         if machine.container.kind:
             yield "Inside", f"{machine.container.kind}: {machine.container.detail}"
+        if self.image is not None:
+            yield "Image", self.image.introduction()
         yield "Env", ", ".join(f"{name}={value!r}" for name, value in machine.env.items())
         if self.scan is not None:
             yield "Beside", _beside(self.scan)
