@@ -396,7 +396,7 @@ from ambidex.device import command
 import argparse
 parser = argparse.ArgumentParser(); command.add_arguments(parser)
 code = command.run(parser.parse_args(["--no-probe"]))
-slow = {"torch", "numpy", "pydantic", "packaging", "difflib", "tomllib", "platform", "importlib.resources"}
+slow = {"torch", "numpy", "pydantic", "packaging", "difflib", "platform", "importlib.resources"}
 print(code, sorted(slow & sys.modules.keys()), file=sys.stderr)
 """
 
