@@ -126,12 +126,70 @@ class Muon:
         return self.buffers[name]
 
 
+class AdamW:
+    """Torch's fused kernel, called directly: moments and update in one pass over memory, for groups of weights.
+
+    ``torch.optim.AdamW`` never picks that kernel on a CPU by itself, and making one imports the whole of torch's
+    compiler, a second at every start (torch 2.13). The kernel is there for CPUs and CUDA from torch 2.4 on.
+    """
+
+    def __init__(
+        self,
+        named: Mapping[str, nn.Parameter],
+        betas: tuple[float, float],
+        epsilon: float,
+        weight_decay: float,
+    ) -> None:
+        self.named = dict(named)
+        self.betas, self.epsilon, self.weight_decay = betas, epsilon, weight_decay
+        self.moments: dict[str, tuple[Tensor, Tensor]] = {}
+        self.steps: dict[
+            str, Tensor
+        ] = {}  # updates of each weight so far, fp32 scalars, for the bias correction
+
+    @torch.no_grad()
+    def step(self, learning_rate: float) -> None:
+        names = [name for name, weight in self.named.items() if weight.grad is not None]
+        for name in names:
+            if name not in self.moments:
+                weight = self.named[name]
+                self.set(name, torch.zeros_like(weight), torch.zeros_like(weight), 0)
+        matrices = [name for name in names if self.named[name].ndim >= 2]
+        vectors = [name for name in names if self.named[name].ndim < 2]
+        for group, weight_decay in ((matrices, self.weight_decay), (vectors, 0.0)):
+            if group:
+                self._step_together(group, learning_rate, weight_decay)
+
+    def _step_together(self, names: list[str], learning_rate: float, weight_decay: float) -> None:
+        steps = [self.steps[name] for name in names]
+        torch._foreach_add_(steps, 1)
+        torch._fused_adamw_(
+            [self.named[name] for name in names],
+            [self.named[name].grad for name in names],  # type: ignore[misc]
+            [self.moments[name][0] for name in names],
+            [self.moments[name][1] for name in names],
+            [],
+            steps,
+            lr=learning_rate,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            weight_decay=weight_decay,
+            eps=self.epsilon,
+            amsgrad=False,
+            maximize=False,
+        )
+
+    def set(self, name: str, first: Tensor, second: Tensor, steps: int) -> None:
+        """Take over both moments of one weight after ``steps`` updates."""
+        self.moments[name] = first, second
+        self.steps[name] = torch.tensor(float(steps), dtype=torch.float32, device=first.device)
+
+
 class Optimizer:
     """AdamW for every weight, or Muon for the blocks' matrices and AdamW for the rest.
 
     Decay is decoupled (Loshchilov and Hutter, 2019) and on matrices only: shrinking a norm's scale is a prior on
-    nothing. AdamW is torch's fused kernel, which torch never picks by itself on a CPU. ``products`` is the precision
-    of Muon's own.
+    nothing. ``products`` is the precision of Muon's own.
     """
 
     def __init__(
@@ -151,12 +209,8 @@ class Optimizer:
         self.steps_taken = 0
         inner = {n: p for n, p in self.named.items() if kind == "muon" and p.ndim == 2 and ".layers." in n}
         self._muon = Muon(inner, momentum, weight_decay, products)
-        self._by_adamw = {name: p for name, p in self.named.items() if name not in inner}
-        groups = [
-            {"params": [p for p in self._by_adamw.values() if p.ndim >= 2], "weight_decay": weight_decay},
-            {"params": [p for p in self._by_adamw.values() if p.ndim < 2], "weight_decay": 0.0},
-        ]
-        self._adamw = torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=epsilon, fused=True)
+        rest = {name: p for name, p in self.named.items() if name not in inner}
+        self._adamw = AdamW(rest, betas, epsilon, weight_decay)
 
     def clip_gradients(self, loss_scale: float = 1.0) -> float:
         """Undo the loss scale, then shrink all gradients so that their norm is at most ``clip`` (0: as they are).
@@ -171,9 +225,7 @@ class Optimizer:
         return norm
 
     def step(self, learning_rate: float) -> None:
-        for group in self._adamw.param_groups:
-            group["lr"] = learning_rate
-        self._adamw.step()
+        self._adamw.step(learning_rate)
         self._muon.step(learning_rate)
         self.steps_taken += 1
 
@@ -183,23 +235,22 @@ class Optimizer:
 
     def reset(self) -> None:
         """Forget all moments, as before the first step."""
-        self._adamw.state.clear()
+        self._adamw.moments.clear()
         self._muon.buffers.clear()
         self.steps_taken = 0
 
     def state(self) -> dict[str, Tensor]:
         """Every moment in fp32: ``exp_avg.NAME`` and ``exp_avg_sq.NAME``, or ``momentum.NAME`` for Muon's."""
         moments = {
-            f"{kind}.{name}": self._adamw.state[p][kind]
-            for name, p in self._by_adamw.items()
-            if p in self._adamw.state
-            for kind in MOMENTS
+            f"{kind}.{name}": moment
+            for name, pair in self._adamw.moments.items()
+            for kind, moment in zip(MOMENTS, pair)
         }
         return moments | {f"{MOMENTUM}.{name}": buffer for name, buffer in self._muon.buffers.items()}
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """What ``state()`` holds after a first step, by name."""
-        expected = {f"{kind}.{n}": tuple(p.shape) for n, p in self._by_adamw.items() for kind in MOMENTS}
+        expected = {f"{kind}.{n}": tuple(p.shape) for n, p in self._adamw.named.items() for kind in MOMENTS}
         return expected | {f"{MOMENTUM}.{n}": tuple(p.shape) for n, p in self._muon.named.items()}
 
     def load(self, moments: Mapping[str, Tensor], steps_taken: int) -> None:
@@ -208,9 +259,8 @@ class Optimizer:
         self.steps_taken = steps_taken
         if not steps_taken:
             return
-        for name, parameter in self._by_adamw.items():
-            state = {kind: moments[f"{kind}.{name}"].to(parameter.device, copy=True) for kind in MOMENTS}
-            step = torch.tensor(float(steps_taken), dtype=torch.float32, device=parameter.device)
-            self._adamw.state[parameter] = {"step": step, **state}
+        for name, parameter in self._adamw.named.items():
+            first, second = (moments[f"{kind}.{name}"].to(parameter.device, copy=True) for kind in MOMENTS)
+            self._adamw.set(name, first, second, steps_taken)
         for name, parameter in self._muon.named.items():
             self._muon.buffers[name] = moments[f"{MOMENTUM}.{name}"].to(parameter.device, copy=True)
