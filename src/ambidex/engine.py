@@ -54,9 +54,13 @@ class Device:
         self.threads = threads
         self.torch_device = torch.device(name)
         torch.set_num_threads(threads)
-        _set_numerics(self.kind)
+        self.set_numerics()
         if self.kind == "cpu":
             keep_pages()
+
+    def set_numerics(self) -> None:
+        """Set this device's switches; call it again after another Device was made in the same process."""
+        _set_numerics(self.kind)
 
     def place(self, module: Module) -> Module:
         return module.to(self.torch_device)
