@@ -14,6 +14,7 @@ COMMANDS = {
     "doctor": "will this build run on this machine, why, and what to type",
     "train": "train a model, on the device that works",
     "sample": "write text with a trained model",
+    "compare": "are these runs the same, and where do they part",
     "presets": "list the presets, or print one to copy and change",
     "variants": "the PyTorch builds that there are, and which fit here",
 }
@@ -59,9 +60,14 @@ def run(arguments: list[str]) -> int:
         near = did_you_mean(command, list(COMMANDS))
         raise Problems(Problem(f"There is no command {command!r}.", wanted=", ".join(COMMANDS), fix=near))
     return int(
-        {"doctor": doctor, "train": train, "sample": sample, "presets": presets, "variants": variants}[
-            command
-        ](rest)
+        {
+            "doctor": doctor,
+            "train": train,
+            "sample": sample,
+            "compare": compare,
+            "presets": presets,
+            "variants": variants,
+        }[command](rest)
     )
 
 
@@ -151,6 +157,18 @@ def presets(arguments: list[str]) -> int:
     else:
         print(config.preset_text(name), end="")
     return Exit.DONE
+
+
+def compare(arguments: list[str]) -> int:
+    parser = Parser(prog="ambidex compare", description=COMMANDS["compare"], allow_abbrev=False)
+    try:
+        from ambidex.compare import command as room
+    except ImportError as error:
+        raise Problems(
+            Problem("compare needs numpy and safetensors.", found=str(error), fix="pip install numpy safetensors")
+        ) from None
+    room.add_arguments(parser)
+    return room.run(parser.parse_args(arguments))
 
 
 def sample(arguments: list[str]) -> int:
