@@ -332,7 +332,8 @@ def _read_environment(environment: Mapping[str, str]) -> dict[str, str]:
 def _unknown_flag(word: str) -> Problem:
     known = [flag(name) for name in fields()]
     return Problem(
-        f"There is no flag {word}.", fix=did_you_mean(word.split("=", maxsplit=1)[0], known) or "ambidex train --help"
+        f"There is no flag {word}.",
+        fix=did_you_mean(word.split("=", maxsplit=1)[0], known) or "ambidex train --help",
     )
 
 

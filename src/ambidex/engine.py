@@ -76,6 +76,7 @@ class Device:
                 module,
                 f"no: torch.compile needs {compiler}, which is not installed; training goes on without",
             )
+        torch.use_deterministic_algorithms(True, warn_only=self.kind != "cpu")
         return torch.compile(module), "yes: the first step takes longer"
 
     def autocast(self) -> AbstractContextManager[object]:
@@ -150,7 +151,9 @@ def _set_numerics(kind: str) -> None:
     os.environ.setdefault(
         "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
     )  # cuBLAS is only deterministic with a fixed workspace
-    torch.use_deterministic_algorithms(True, warn_only=kind != "cpu")
+    # What torch.use_deterministic_algorithms does, without its import of the whole compiler, which costs a second at
+    # every start (torch 2.13: it sets a switch of inductor's, which only matters to compiled code; see `compiled`).
+    torch._C._set_deterministic_algorithms(True, warn_only=kind != "cpu")
     # Deterministic mode also fills fresh memory with NaN, which costs a sixth of a step and hides nothing we do.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 

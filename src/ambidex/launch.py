@@ -7,6 +7,7 @@ import os
 import statistics
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -66,7 +67,7 @@ def train(config_file: str | Path | None = None, /, **settings: Any) -> Run:
 
 def start(resolved: Resolved) -> Outcome:
     """Everything that `ambidex train` does once its settings are known."""
-    with Stops() as stops:
+    with Stops() as stops, ExitStack() as held:
         choice = choose(resolved.settings.device, resolved.kind("device"), asked=resolved.asked_devices)
         line("device", f"{choice.name}: {choice.reason}")
         for notice in choice.notices:
@@ -75,10 +76,12 @@ def start(resolved: Resolved) -> Outcome:
         if run is not None and run.holds_card():
             resolved = with_card(resolved, run.card)
         tokens = prepare_text(resolved.settings)
-        if run is None and resolved.settings.resume:
+        if run is None and resolved.settings.resume and not resolved.settings.dry_run:
             run = unfinished_run(resolved, tokens, choice)
             resolved = with_card(resolved, run.card) if run else resolved
-        card = run.card if run and run.holds_card() else {}
+        if run is not None:
+            held.callback(run.unlock)
+        card = run.card if run is not None and run.holds_card() else {}
         device = prepare_device(choice, resolved.settings, card)
         trainer = build(resolved.settings, device, tokens)
         if resolved.settings.time and not card:
@@ -87,12 +90,11 @@ def start(resolved: Resolved) -> Outcome:
         if resolved.settings.dry_run:
             show_settings(resolved)
             return Outcome(run or Run(""), Exit.DONE)
-        run = run or Run(runs.next_folder(resolved.settings.preset))
+        if run is None:
+            run = Run(runs.next_folder(resolved.settings.preset))
+            held.callback(run.unlock)
         run.lock()
-        try:
-            return carry_on(trainer, run, card, choice, stops)
-        finally:
-            run.unlock()
+        return carry_on(trainer, run, card, choice, stops)
 
 
 def carry_on(trainer: Trainer, run: Run, card: Mapping[str, Any], choice: Choice, stops: Stops) -> Outcome:

@@ -82,7 +82,10 @@ def settings_of(card: Mapping[str, Any]) -> Settings:
 
 
 def unfinished_run(resolved: Resolved, tokens: Tokens, choice: Choice) -> Run | None:
-    """The newest unfinished run of the same configuration, text and kind of device, that no other process trains."""
+    """The newest unfinished run of the same configuration, text and kind of device, taken for this process.
+
+    One that another process trains is passed over: asking for "a run like this" is never refused.
+    """
     wanted = resolved.settings.numeric() | {"time": resolved.settings.time}
     if resolved.settings.time:
         del wanted["steps"]
@@ -95,7 +98,13 @@ def unfinished_run(resolved: Resolved, tokens: Tokens, choice: Choice) -> Run | 
             and str(card["device"]["name"]).split(":")[0] == choice.name.split(":")[0]
         )
 
-    return runs.newest_unfinished(matches)
+    for run in runs.unfinished(matches):
+        try:
+            run.lock()
+        except Problems:
+            continue
+        return run
+    return None
 
 
 def check_same_text(card: Mapping[str, Any], tokens: Tokens) -> None:

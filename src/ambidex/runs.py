@@ -7,7 +7,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,7 +96,8 @@ class Run:
             raise cannot_write(self.path, error) from None
 
     def unlock(self) -> None:
-        self._lock.release()
+        """Give the run back, however often this process took it."""
+        self._lock.release(force=True)
 
     def write(self, name: str, text: str) -> None:
         """Replace a small file of the run at once."""
@@ -265,15 +266,14 @@ def next_folder(preset: str) -> Path:
             raise cannot_write(path, error) from None
 
 
-def newest_unfinished(matches: Any) -> Run | None:
-    """The newest run under AMBIDEX_RUNS that is not finished and of which ``matches(card)`` is true."""
+def unfinished(matches: Callable[[dict[str, Any]], bool]) -> Iterator[Run]:
+    """The runs under AMBIDEX_RUNS that are not finished and whose card ``matches``, newest first."""
     for run in _newest_first():
         try:
             if matches(run.card) and not run.finished():
-                return run
+                yield run
         except (Problems, KeyError, TypeError, ValueError):
             continue  # no run, or one that cannot be read: nothing to continue
-    return None
 
 
 def _newest_first() -> Iterator[Run]:

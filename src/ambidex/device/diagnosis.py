@@ -59,7 +59,7 @@ EXIT_OF: dict[CauseId, DoctorExit] = {
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a build has code that can start on a GPU: ``covered_by`` is the entry that does it, or empty."""
+    """Whether a build has code that can start on a GPU, and by which of its entries (empty where none)."""
 
     kind: Kind
     covered_by: str
@@ -92,10 +92,10 @@ class Cause:
 class Fix:
     """One way out.
 
-    ``commands`` are typed one after another, and are empty where only the driver has to change. ``installs`` are the
-    requirements that they install. ``requires`` names what has to change by hand first: ``{"driver": "580"}`` is that
-    version or newer, ``{"python": "3.14"}`` that Python. ``why`` is a sentence for people. ``build`` is the torch that
-    is there afterwards, which may be the present one.
+    ``commands`` are typed one after another, and are empty where only the driver has to change. ``installs``
+    are the requirements that they install. ``requires`` names what has to change by hand first:
+    ``{"driver": "580"}`` is that version or newer, ``{"python": "3.14"}`` that Python. ``why`` is for people.
+    ``build`` is the torch that is there afterwards, which may be the present one.
     """
 
     commands: tuple[str, ...] = ()
@@ -107,7 +107,7 @@ class Fix:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """The whole answer. ``also`` holds the other causes that hold, in the order in which causes are judged."""
+    """The whole answer. ``also`` has the other causes that hold, in the order in which causes are judged."""
 
     verdict: Kind
     exit_code: int

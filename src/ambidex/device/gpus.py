@@ -1,7 +1,7 @@
 """GPU names: from what people type, or what the driver prints, to a compute capability.
 
-"RTX 5060" is not "RTX 5060 Ti", "A100" is not "RTX A1000", and "6000" alone is three GPUs: a name is compared word by
-word, and words that change nothing (NVIDIA, Laptop, 80GB) are dropped first.
+"RTX 5060" is not "RTX 5060 Ti", "A100" is not "RTX A1000", and "6000" alone is three GPUs: a name is compared
+word by word, and words that change nothing (NVIDIA, Laptop, 80GB) are dropped first.
 """
 
 from __future__ import annotations
@@ -15,12 +15,44 @@ from importlib import resources
 
 from ambidex.errors import Problem, Problems
 
+# Words that change nothing about which chip it is.
 _NOISE = frozenset(
-    ["nvidia", "geforce", "tesla", "grid", "graphics", "gpu", "laptop", "mobile", "notebook", "with", "design", "generation", "edition", "server", "workstation", "founders", "oc", "pcie", "sxm", "sxm2", "sxm3", "sxm4", "sxm5", "sxm6", "nvl", "nvl72", "hgx", "series", "card", "accelerator", "nvgpu", "superchip", "desktop"]
+    {
+        "nvidia",
+        "geforce",
+        "tesla",
+        "grid",
+        "graphics",
+        "gpu",
+        "laptop",
+        "mobile",
+        "notebook",
+        "desktop",
+        "with",
+    }
+    | {"design", "generation", "edition", "server", "workstation", "founders", "oc", "hgx", "series", "card"}
+    | {
+        "accelerator",
+        "superchip",
+        "nvgpu",
+        "pcie",
+        "nvl",
+        "nvl72",
+        "sxm",
+        "sxm2",
+        "sxm3",
+        "sxm4",
+        "sxm5",
+        "sxm6",
+    }
 )
 _SIZE = re.compile(r"\d+(g|gb|gib)|hbm\d?\w?|gddr\d\w?|ddr\d")
-# Left out by people where no other GPU bears the number. "ti", "super" and "d" are not among them: they name other GPUs.
-_FAMILY = frozenset(["rtx", "gtx", "gt", "quadro", "titan", "jetson", "agx", "pro", "ada", "blackwell", "dgx", "pascal", "maxwell", "x"])
+# Words that people leave out, which is well where no other GPU bears the number. "Ti", "SUPER" and "D" are
+# not among them: they name other GPUs.
+_FAMILY = frozenset(
+    {"rtx", "gtx", "gt", "quadro", "titan", "jetson", "agx", "dgx", "pro", "x"}
+    | {"blackwell", "ada", "pascal", "maxwell"}
+)
 _EXAMPLES = 'a name ("RTX 5060 Ti"), an architecture ("sm_120") or a compute capability ("12.0")'
 
 
@@ -65,7 +97,7 @@ def _by_capability(cc: tuple[int, int], text: str) -> Known:
         machine = same[0].machine if len({gpu.machine for gpu in same}) == 1 else ""
         return Known(f"GPU of compute capability {cc[0]}.{cc[1]}", cc, same[0].generation, machine)
     capabilities = sorted({gpu.cc for gpu in known()} | {(10, 1)})
-    # A GPU newer than the table is judged by the same rule as every other; a capability that never was is a slip.
+    # A GPU newer than the table is judged by the same rule as every other; one that never was is a slip.
     if cc == (10, 1) or capabilities[-1][0] < cc[0] < 20:
         return Known(f"GPU of compute capability {cc[0]}.{cc[1]}", cc)
     accepted = ", ".join(f"{major}.{minor}" for major, minor in capabilities)
@@ -108,12 +140,12 @@ def _near(text: str) -> list[str]:
     return [by_words[words] for words in near]
 
 
-def _same(asked: list[str], full: list[str]) -> bool:
+def _same(asked: tuple[str, ...], full: tuple[str, ...]) -> bool:
     """Whether both are the same words in any order, or run together ("GB 10")."""
     return sorted(asked) == sorted(full) or "".join(asked) == "".join(full)
 
 
-def _is_shortened(asked: list[str], full: list[str]) -> bool:
+def _is_shortened(asked: tuple[str, ...], full: tuple[str, ...]) -> bool:
     """Whether `asked` is `full` with family words left out, and at least the model left in."""
     rest = list(full)
     for word in asked:
@@ -123,15 +155,16 @@ def _is_shortened(asked: list[str], full: list[str]) -> bool:
     return set(rest) <= _FAMILY and not set(asked) <= _FAMILY - {"titan"}
 
 
-def _words(name: str) -> list[str]:
-    """``"NVIDIA GeForce RTX5060Ti Laptop GPU"`` -> ``["rtx", "5060", "ti"]``."""
+@cache
+def _words(name: str) -> tuple[str, ...]:
+    """``"NVIDIA GeForce RTX5060Ti Laptop GPU"`` -> ``("rtx", "5060", "ti")``."""
     text = re.sub(r"\((r|tm)\)|[®™]", " ", name.lower())
     text = re.sub(r"\bmax[- ]?q\b|\bnot for resale\b", " ", text)
     text = re.sub(r"\bmig\b.*", " ", text)
     text = re.sub(r"\b(rtx|gtx|gt|titan|quadro|geforce|nvidia|tesla)(?=\w*\d)", r"\1 ", text)
     text = re.sub(r"\b(\d{3,4})(ti|super|d)(super)?\b", r"\1 \2 \3", text)
     words = re.findall(r"[a-z0-9]+", text)
-    return [word for word in words if word not in _NOISE and not _SIZE.fullmatch(word)]
+    return tuple(word for word in words if word not in _NOISE and not _SIZE.fullmatch(word))
 
 
 def _capability(text: str) -> tuple[int, int]:

@@ -122,7 +122,8 @@ class Extension:
 class Tried:
     """What happened when real kernels were started on one GPU.
 
-    ``cause`` is the id of the cause that a failure betrays (``ARCH_NONE`` for "no kernel image"), else ``PROBE_FAILED``.
+    ``cause`` is the id of the cause that a failure betrays (``ARCH_NONE`` for "no kernel image"), else
+    ``PROBE_FAILED``.
     """
 
     gpu: int  # Gpu.index

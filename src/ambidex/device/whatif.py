@@ -1,8 +1,48 @@
-"""A machine from what was typed: `--torch 2.5.1+cu121 --gpu "RTX 5060" --driver 576.02`. (Signature first.)"""
+"""A machine from what was typed: `--torch 2.5.1+cu121 --gpu "RTX 5060" --driver 576.02`.
+
+Everything that cannot be understood is said at once, with what was read and what is accepted.
+"""
 
 from __future__ import annotations
 
-from ambidex.device.machine import Machine
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeVar
+
+from ambidex.device import builds, gpus
+from ambidex.device.gpus import Known
+from ambidex.device.machine import Build, Driver, Gpu, Machine
+from ambidex.device.version import TorchVersion, cuda_of_tag, numbers
+from ambidex.errors import Problem, Problems, did_you_mean
+
+_T = TypeVar("_T")
+_OS = {
+    "linux": "linux",
+    "ubuntu": "linux",
+    "debian": "linux",
+    "wsl": "linux",
+    "wsl2": "linux",
+    "windows": "windows",
+    "win": "windows",
+    "win32": "windows",
+    "win64": "windows",
+    "macos": "macos",
+    "mac": "macos",
+    "darwin": "macos",
+    "osx": "macos",
+}
+_MACHINE = {
+    "x86_64": "x86_64",
+    "x86-64": "x86_64",
+    "amd64": "x86_64",
+    "x64": "x86_64",
+    "aarch64": "aarch64",
+    "arm64": "aarch64",
+}
+_LOCAL = re.compile(r"cpu|xpu|cu\d{2,3}|rocm\d+(\.\d+)*")
+_LOCAL_WORDS = "cpu, cu118 to cu132, rocm6.4, xpu"
 
 
 def machine_from(
@@ -15,9 +55,158 @@ def machine_from(
     machine: str | None = None,
     here: Machine | None = None,
 ) -> Machine:
-    """The supposed machine. What is not given is linux, x86_64, this Python and a driver new enough.
+    """The supposed machine. What is not given is linux, x86_64, this Python, a driver new enough for the GPU.
 
-    torch and GPUs that are not given are taken from `here` where it is given, else there are none.
-    Raises Problems (exit 2) with everything that could not be understood.
+    torch and GPUs that are not given are taken from `here` where it is given, else there are none. Several
+    GPUs are separated by commas. A GPU that exists in Arm computers alone makes the machine one, where
+    `machine` is not given and the table has the torch for it. Raises Problems (exit 2) with all that was not
+    understood.
     """
-    raise NotImplementedError
+    problems: list[Problem] = []
+
+    def read(parse: Callable[[str], _T], text: str | None, otherwise: _T) -> _T:
+        try:
+            return otherwise if text is None else parse(text)
+        except Problems as found:
+            problems.extend(found.problems)
+            return otherwise
+
+    version = read(_torch, torch, None)
+    nothing: list[Known] = []
+    known = read(_gpus, gpu, nothing)
+    supposed = Machine(
+        os=read(_os, os, "linux"),
+        machine=read(_machine, machine, "x86_64"),
+        python=read(_python, python, f"{sys.version_info[0]}.{sys.version_info[1]}"),
+        driver=Driver(read(_driver, driver, None)),
+    )
+    if problems:
+        raise Problems(problems)
+    if machine is None:
+        supposed = _on_arm_where_needed(supposed, known, version)
+    if here is not None:
+        kept = (here.build, here.installer, here.executable, here.companions)
+        supposed = replace(
+            supposed, build=kept[0], installer=kept[1], executable=kept[2], companions=kept[3], gpus=here.gpus
+        )
+    else:
+        supposed = replace(supposed, build=Build(missing="No torch is supposed: name one with --torch."))
+    if version is not None:
+        supposed = replace(supposed, build=_build(version, supposed), companions=())
+    if known:
+        listed = tuple(Gpu(found.name, found.cc, index) for index, found in enumerate(known))
+        supposed = replace(supposed, gpus=listed)
+    return supposed
+
+
+def _on_arm_where_needed(machine: Machine, known: list[Known], version: TorchVersion | None) -> Machine:
+    if machine.os != "linux" or not known or any(gpu.machine != "aarch64" for gpu in known):
+        return machine
+    arm = replace(machine, machine="aarch64")
+    return arm if version is None or _build(version, arm).archs is not None else machine
+
+
+def _build(version: TorchVersion, machine: Machine) -> Build:
+    """The table's build of this version there; `archs` is None where the table has none."""
+    local = version.local or builds.pypi_tag(str(version), machine.os, machine.machine) or ""
+    text = str(replace(version, local=local))
+    if local == "cpu" or machine.os == "macos":
+        return Build(text, archs=(), source="table", python=machine.python)
+    if local.startswith("rocm"):
+        return Build(text, hip=local.removeprefix("rocm"), archs=(), source="table", python=machine.python)
+    archs = builds.archs(text, machine.os, machine.machine)
+    source = "unknown" if archs is None else "table"
+    return Build(text, cuda_of_tag(local), archs=archs, source=source, python=machine.python)  # type: ignore[arg-type]
+
+
+def _torch(text: str) -> TorchVersion:
+    found = TorchVersion.parse(text.strip().removeprefix("torch").lstrip("= "))
+    examples = "2.5.1+cu121, 2.13.0+cpu, 2.5.1 (what PyPI serves) or 2.7.0.dev20250310+cu124"
+    if found is None:
+        raise Problems(
+            Problem(
+                f"--torch {text!r} is no version of torch.", _read_as(text), examples, _near_version(text)
+            )
+        )
+    vendor = found.pre and "." in found.local  # NGC's own: 2.6.0a0+df5bbc09d1.nv24.11
+    if found.local and not vendor and not found.pre and not _LOCAL.fullmatch(found.local):
+        tags = [*builds.tags_of(found.base, "linux", "x86_64"), "cpu"]
+        near = f"torch {found.base} is on the indexes {', '.join(tags)}" if len(tags) > 1 else ""
+        raise Problems(
+            Problem(
+                f"--torch {text!r}: {found.local!r} is no variant of torch.",
+                f"torch {found.base}, variant {found.local!r}",
+                f"one of {_LOCAL_WORDS}",
+                near,
+            )
+        )
+    return found
+
+
+def _near_version(text: str) -> str:
+    known = builds.table()["versions"]["list"]
+    return did_you_mean(text.partition("+")[0].strip(), known)
+
+
+def _gpus(text: str) -> list[Known]:
+    problems: list[Problem] = []
+    found = []
+    for part in text.split(","):
+        try:
+            found.append(gpus.find(part.strip()))
+        except Problems as wrong:
+            problems.extend(wrong.problems)
+    if problems:
+        raise Problems(problems)
+    return found
+
+
+def _driver(text: str) -> str:
+    stripped = text.strip().lower().removeprefix("r").removeprefix("v")
+    in_windows = re.fullmatch(
+        r"\d{2}\.0\.\d{2}\.?(\d{4,5})", stripped
+    )  # 32.0.15.7602, the device manager's way
+    if in_windows:
+        digits = re.sub(r"\D", "", stripped)[-5:]
+        return f"{digits[:3]}.{digits[3:]}"
+    if re.fullmatch(r"[3-9]\d{2}(\.\d{1,3}){0,2}(\.xx)?", stripped):
+        return stripped.removesuffix(".xx")
+    reads_as_cuda = re.fullmatch(r"(cuda *)?1[0-9]\.\d", stripped)
+    raise Problems(
+        Problem(
+            f"--driver {text!r} is no version of an NVIDIA driver.",
+            "a CUDA version, by its looks" if reads_as_cuda else _read_as(text),
+            "the driver's own version as nvidia-smi prints it, such as 576.02, 580 or 570.124.06",
+        )
+    )
+
+
+def _python(text: str) -> str:
+    found = re.fullmatch(r"(?:python|py|cp)? ?3\.?(\d{1,2})(?:\.\d+)?t?", text.strip().lower())
+    if not found:
+        raise Problems(Problem(f"--python {text!r} is no Python 3.", _read_as(text), "such as 3.11 or 3.13"))
+    return f"3.{int(found[1])}"
+
+
+def _os(text: str) -> str:
+    word = (re.findall(r"[a-z]+\d*", text.strip().lower()) or [""])[0]
+    if word in _OS:
+        return _OS[word]
+    raise Problems(
+        Problem(
+            f"--os {text!r} is not known.", _read_as(text), "linux or windows", did_you_mean(word, list(_OS))
+        )
+    )
+
+
+def _machine(text: str) -> str:
+    word = text.strip().lower()
+    if word in _MACHINE:
+        return _MACHINE[word]
+    near = did_you_mean(word, list(_MACHINE))
+    raise Problems(Problem(f"--machine {text!r} is not known.", _read_as(text), "x86_64 or aarch64", near))
+
+
+def _read_as(text: str) -> str:
+    digits = ".".join(map(str, numbers(text)))
+    return f"the numbers {digits}" if digits else f"{text!r}" if text.strip() else "nothing"

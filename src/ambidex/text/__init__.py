@@ -5,6 +5,7 @@ No torch.
 
 from ambidex.text.batches import IGNORED, Batches, validation_batches
 from ambidex.text.cache import default_cache
+from ambidex.text.characters import StreamDecoder
 from ambidex.text.corpus import Summary
 from ambidex.text.tokenizer import Tokenizer, load_tokenizer
 from ambidex.text.tokens import Tokens, prepare
@@ -12,6 +13,7 @@ from ambidex.text.tokens import Tokens, prepare
 __all__ = [
     "IGNORED",
     "Batches",
+    "StreamDecoder",
     "Summary",
     "Tokenizer",
     "Tokens",

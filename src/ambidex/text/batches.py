@@ -63,11 +63,10 @@ class Batches:
         return starts
 
     def batch(self, step: int) -> Batch:
-        """Inputs and targets of a step, each int64 (batch_size, context); targets are the inputs one token later."""
-        windows = np.stack(
-            [self._train[start : start + self.context + 1] for start in self.starts(step).tolist()]
-        )
-        windows = windows.astype(np.int64)  # (batch_size, context + 1)
+        """Inputs and targets of a step, each int64 (batch_size, context): targets are one token later."""
+        windows = np.empty((self.batch_size, self.context + 1), dtype=np.int64)
+        for row, start in enumerate(self.starts(step).tolist()):
+            windows[row] = self._train[start : start + self.context + 1]
         return windows[:, :-1], windows[:, 1:]
 
 

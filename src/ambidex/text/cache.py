@@ -86,7 +86,7 @@ def cannot_write(cache: Path, error: OSError) -> Problem:
         f"the token cache {cache} cannot be written",
         found=found,
         wanted="a folder that this user may write, with room for the text and its tokens",
-        fix="AMBIDEX_CACHE=FOLDER in the environment, or --cache FOLDER",
+        fix="AMBIDEX_CACHE=FOLDER in the environment",
     )
 
 
@@ -108,7 +108,7 @@ def _locked(lock: FileLock) -> Iterator[None]:
 
 
 def _sweep(cache: Path, key: str) -> None:
-    """Remove what killed builders left: our own key's, whose lock we hold, and those whose lock nobody holds."""
+    """Remove what killed builders left: under our key, whose lock we hold, and where nobody holds one."""
     for left in cache.glob(_UNFINISHED + "*"):
         other = left.name.removeprefix(_UNFINISHED)
         if other == key:

@@ -71,7 +71,7 @@ class Corpus:
                 for chunk in source.content():
                     sha256.update(chunk)
                     shown.update(len(chunk))
-                hashes.append((printable(source.name), type(source).__name__, sha256.hexdigest()))
+                hashes.append((source.name, type(source).__name__, sha256.hexdigest()))
         return hashes
 
     def text(self, replace_invalid: bool) -> Iterator[bytes]:

@@ -7,6 +7,7 @@ Problems (exit 3).
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import shutil
@@ -17,12 +18,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from ambidex.errors import Exit, Problem, Problems, did_you_mean
+from ambidex.text.characters import utf8
 
 CHUNK = 1 << 20  # bytes read at once
 LONGEST_LINE = 1 << 28  # a JSON line must be parsed whole, so it is the one thing that memory must hold
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) if hasattr(errno, "EDQUOT") else (errno.ENOSPC,)
 SHOWN = 5  # problems of one kind that are spelled out for one file; the rest are counted
 
 Document = Iterator[bytes]  # chunks
@@ -57,13 +60,13 @@ class Passage(Source):
     def content(self) -> Iterator[bytes]:
         yield self.text
 
-    def documents(self, field: str) -> Iterator[Document]:
+    def documents(self, field: str) -> Iterator[Document]:  # noqa: ARG002 - a text has no fields
         yield iter([self.text])
 
 
 @dataclass(frozen=True)
 class Stream(Source):
-    """Standard input or a pipe: it can be read only once, so ``spooled`` is a nameless file on disk that holds it."""
+    """Standard input or a pipe. It can be read only once, so ``spooled`` is a nameless file that holds it."""
 
     name: str
     size: int
@@ -73,7 +76,7 @@ class Stream(Source):
         self.spooled.seek(0)
         return _chunks(self.spooled)
 
-    def documents(self, field: str) -> Iterator[Document]:
+    def documents(self, field: str) -> Iterator[Document]:  # noqa: ARG002
         yield self.content()
 
 
@@ -90,7 +93,7 @@ class TextFile(Source):
         with reading(self), self.path.open("rb") as file:
             yield from _chunks(file)
 
-    def documents(self, field: str) -> Iterator[Document]:
+    def documents(self, field: str) -> Iterator[Document]:  # noqa: ARG002
         yield self._text()
 
     def _text(self) -> Document:
@@ -99,7 +102,8 @@ class TextFile(Source):
 
     def unpacked(self) -> IO[bytes]:
         """The file, opened, as it is after decompression."""
-        return gzip.open(self.path, "rb") if self.gzipped else self.path.open("rb")
+        opened = gzip.open(self.path, "rb") if self.gzipped else self.path.open("rb")  # noqa: SIM115
+        return cast(IO[bytes], opened)
 
 
 class JsonLines(TextFile):
@@ -110,29 +114,34 @@ class JsonLines(TextFile):
 
     def documents(self, field: str) -> Iterator[Document]:
         problems: list[Problem] = []
+        bad = number = 0
         with reading(self), self.unpacked() as file:
-            number = 0
             while line := file.readline(LONGEST_LINE):
                 number += 1
-                if len(line) == LONGEST_LINE:
-                    problems.append(self._too_long(number))
-                    break
-                found = self._text_of(
-                    line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line, field, number
-                )
+                found = self._text_of(line, field, number)
                 if isinstance(found, Problem):
-                    problems.append(found)
+                    bad += 1
+                    problems += [found] if bad <= SHOWN else []
                 elif found:
                     yield iter([found])
+                if len(line) == LONGEST_LINE:
+                    break
+        if bad > SHOWN:
+            problems.append(Problem(f"{self.name}: {bad - SHOWN} more lines like these"))
         if problems:
-            raise Problems(_first(problems, self.name), Exit.DATA)
+            raise Problems(problems, Exit.DATA)
 
     def _text_of(self, line: bytes, field: str, number: int) -> bytes | Problem | None:
-        if not line.strip():
-            return None
         where = f"{self.name}, line {number}"
+        if len(line) == LONGEST_LINE:
+            return Problem(
+                f"{where} is too long", found=f"{LONGEST_LINE} bytes", wanted="one JSON object a line"
+            )
+        text = line.decode("utf-8-sig" if number == 1 else "utf-8", "replace")
+        if not text.strip():
+            return None
         try:
-            row = json.loads(line.decode("utf-8", "replace"))
+            row = json.loads(text)
         except (ValueError, RecursionError) as error:
             reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
             return Problem(f"{where} is not JSON", found=reason, wanted="one JSON object a line")
@@ -142,21 +151,14 @@ class JsonLines(TextFile):
             )
         if field not in row:
             return missing_field(where, "field", field, list(row))
-        text = row[field]
-        if text is None:
-            return None
-        if not isinstance(text, str):
-            return Problem(
-                f"{where}: field {field!r} is no text", found=type(text).__name__, wanted="a string"
-            )
-        return utf8(text)
+        return self._text_in(row[field], f"{where}: field {field!r}")
 
-    def _too_long(self, number: int) -> Problem:
-        return Problem(
-            f"{self.name}, line {number} is too long to be parsed",
-            found=f"{LONGEST_LINE} bytes without a line end",
-            wanted="one JSON object a line",
-        )
+    def _text_in(self, value: object, where: str) -> bytes | Problem | None:
+        if value is None:
+            return None
+        if not isinstance(value, str):
+            return Problem(f"{where} is no text", found=type(value).__name__, wanted="a string")
+        return utf8(value)
 
 
 class Parquet(TextFile):
@@ -167,8 +169,10 @@ class Parquet(TextFile):
         with reading(self), self._seekable() as file:
             # pyarrow tells bad input by many exceptions, its own and Python's.
             try:
-                table = parquet.ParquetFile(file)
-                self._check(table.schema_arrow, field)
+                # Buffered and not read ahead: else a whole row group, which may be the whole file, is held.
+                table = parquet.ParquetFile(file, buffer_size=CHUNK, pre_buffer=False)
+                if problem := self._problem_of(table.schema_arrow, field):
+                    raise Problems(problem, Exit.DATA)
                 for batch in table.iter_batches(batch_size=1024, columns=[field]):
                     for value in batch.column(0):
                         if text := value.as_py():
@@ -178,21 +182,14 @@ class Parquet(TextFile):
                     Problem(f"{self.name} is no readable Parquet file", found=first_line(error)), Exit.DATA
                 ) from None
 
-    def _check(self, schema: Any, field: str) -> None:
+    def _problem_of(self, schema: Any, field: str) -> Problem | None:
         if field not in schema.names:
-            raise Problems(missing_field(self.name, "column", field, schema.names), Exit.DATA)
-        kind = str(schema.field(field).type)
-        if not any(word in kind for word in ("string", "binary")) or "list" in kind or "struct" in kind:
-            raise Problems(
-                Problem(
-                    f"{self.name}: column {field!r} holds no text", found=kind, wanted="string or binary"
-                ),
-                Exit.DATA,
-            )
+            return missing_field(self.name, "column", field, schema.names)
+        return holds_text(self.name, field, schema)
 
     @contextmanager
     def _seekable(self) -> Iterator[IO[bytes]]:
-        """Parquet is read from its end, which a gzipped file has to be unpacked for: to disk, not to memory."""
+        """Parquet is read from its end, so a gzipped file has to be unpacked: to disk, not to memory."""
         with self.unpacked() as file:
             if not self.gzipped:
                 yield file
@@ -213,6 +210,8 @@ def reading(source: TextFile) -> Iterator[None]:
             Problem(f"{source.name} is no whole gzip file", found=first_line(error)), Exit.DATA
         ) from None
     except OSError as error:
+        if error.errno in DISK_FULL:  # while a gzipped file was unpacked: no fault of the file
+            raise
         raise Problems(unreadable(source.name, error), Exit.DATA) from None
 
 
@@ -237,6 +236,14 @@ def missing_field(where: str, word: str, field: str, there: Sequence[str]) -> Pr
     )
 
 
+def holds_text(where: str, field: str, schema: Any) -> Problem | None:
+    """The problem of an Arrow column that holds something else than text, or None."""
+    kind = str(schema.field(field).type)
+    if any(word in kind for word in ("string", "binary")) and "list" not in kind and "struct" not in kind:
+        return None
+    return Problem(f"{where}: column {field!r} holds no text", found=kind, wanted="string or binary")
+
+
 def pyarrow_parquet(name: str) -> Any:
     """pyarrow's Parquet module. Raises Problems (exit 3) with what to type where it is not installed."""
     try:
@@ -253,14 +260,6 @@ def pyarrow_parquet(name: str) -> Any:
     return pyarrow.parquet
 
 
-def utf8(text: str) -> bytes:
-    """UTF-8 of a string. JSON may spell half of a surrogate pair, which UTF-8 cannot: it becomes U+FFFD."""
-    try:
-        return text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
-
-
 def first_line(error: BaseException) -> str:
     """What an exception says, in one line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -269,8 +268,3 @@ def first_line(error: BaseException) -> str:
 def _chunks(file: IO[bytes]) -> Iterator[bytes]:
     while chunk := file.read(CHUNK):
         yield chunk
-
-
-def _first(problems: list[Problem], name: str) -> list[Problem]:
-    more = len(problems) - SHOWN
-    return problems[:SHOWN] + ([Problem(f"{name}: {more} more lines like these")] if more > 0 else [])

@@ -13,7 +13,7 @@ import stat
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -21,9 +21,11 @@ from typing import IO
 from ambidex.errors import Exit, Problem, Problems
 from ambidex.text.binary import binary_sign
 from ambidex.text.builtin import builtin_sources
+from ambidex.text.cache import writing
 from ambidex.text.hub import hub_source
 from ambidex.text.readers import CHUNK, JsonLines, Parquet, Source, Stream, TextFile, reading, unreadable
 
+_SEEN = "seen before"
 _READERS: dict[str, type[TextFile]] = {".jsonl": JsonLines, ".ndjson": JsonLines, ".parquet": Parquet}
 
 
@@ -58,9 +60,7 @@ def find_sources(data: Sequence[str], scratch: Path) -> Found:
         )
     if problems:
         raise Problems(problems, Exit.DATA)
-    found.sources.sort(
-        key=lambda source: hashlib.sha256(source.name.encode("utf-8", "surrogateescape")).digest()
-    )
+    found.sources.sort(key=lambda source: hashlib.sha256(source.name.encode()).digest())
     return found
 
 
@@ -122,15 +122,16 @@ def _find_in_folder(folder: Path, found: Found) -> None:
             found.skipped["empty" if reason == "empty" else "binary"] += 1
         else:
             found.sources.append(source)
-    if not problems and len(found.sources) == before:
-        passed_over = describe_skipped(found.skipped - skipped_before) or "nothing in it"
-        problems.append(Problem(f"no text in the folder {printable(str(folder))}", found=passed_over))
+    passed_over = found.skipped - skipped_before
+    if not problems and len(found.sources) == before and not passed_over[_SEEN]:
+        reasons = describe_skipped(passed_over) or "nothing in it"
+        problems.append(Problem(f"no text in the folder {printable(str(folder))}", found=reasons))
     if problems:
         raise Problems(problems, Exit.DATA)
 
 
 def _walk(folder: Path, found: Found, problems: list[Problem]) -> Iterator[tuple[Path, os.stat_result]]:
-    """Plain files under a folder, links followed, each once; a link back into a folder already seen is passed over."""
+    """Plain files under a folder, each once; links are followed, but not into a folder already seen."""
     waiting = [folder]
     while waiting:
         path = waiting.pop()
@@ -155,7 +156,7 @@ def _walk(folder: Path, found: Found, problems: list[Problem]) -> Iterator[tuple
 def _is_new(status: os.stat_result, found: Found) -> bool:
     identity = (status.st_dev, status.st_ino)
     if identity in found.seen:
-        found.skipped["seen before"] += 1
+        found.skipped[_SEEN] += 1
         return False
     found.seen.add(identity)
     return True
@@ -164,7 +165,7 @@ def _is_new(status: os.stat_result, found: Found) -> bool:
 def _reader(path: Path, name: str, size: int) -> TextFile:
     gzipped = path.suffix.lower() == ".gz"
     kind = Path(path.stem).suffix if gzipped else path.suffix
-    return _READERS.get(kind.lower(), TextFile)(name, path, size, gzipped)
+    return _READERS.get(kind.lower(), TextFile)(printable(name), path, size, gzipped)
 
 
 def _why_not(source: TextFile) -> str:
@@ -181,9 +182,11 @@ def _why_not(source: TextFile) -> str:
 
 
 def _spool(name: str, stream: IO[bytes], scratch: Path) -> Stream:
-    """Copy a stream to a file without a name: the system takes it away with the process, however that ends."""
-    spooled = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115 - it lives as long as the source
-    shutil.copyfileobj(stream, spooled, CHUNK)
+    """Copy a stream to a file without a name, which the system takes away with the process."""
+    with writing(scratch):
+        spooled = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115 - it lives as long as the source
+        shutil.copyfileobj(stream, spooled, CHUNK)
+        spooled.flush()
     if not (size := spooled.tell()):
         raise Problems(Problem(f"{name} is no text", found="empty"), Exit.DATA)
     spooled.seek(0)
@@ -201,7 +204,7 @@ def _not_there(word: str, error: OSError | ValueError) -> Problem:
     return Problem(f"{name} is no file name", found=str(error))
 
 
-def describe_skipped(skipped: Counter[str]) -> str:
+def describe_skipped(skipped: Mapping[str, int]) -> str:
     """``"3 hidden, 2 binary"``."""
     return ", ".join(f"{number} {reason}" for reason, number in sorted(skipped.items()) if number)
 

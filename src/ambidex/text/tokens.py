@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,12 @@ from typing import Any
 import numpy as np
 
 from ambidex.errors import Exit, Problem, Problems, did_you_mean
+from ambidex.text.bpe import BpeTokenizer, library_version
 from ambidex.text.cache import open_or_build, writing
+from ambidex.text.characters import is_continuation
 from ambidex.text.corpus import Corpus, Summary, bar, to_json
 from ambidex.text.readers import CHUNK
-from ambidex.text.tokenizer import ByteTokenizer, Ids, Tokenizer, load_tokenizer
+from ambidex.text.tokenizer import ByteTokenizer, CharTokenizer, Ids, Tokenizer, load_tokenizer
 
 FORMAT = 1  # raise it when the same text would become other tokens, or other files
 KINDS = ("byte", "char", "bpe")
@@ -73,13 +76,13 @@ def prepare(
         "format": FORMAT,
         "field": field,
         "tokenizer": tokenizer,
-        "vocabulary_size": vocabulary_size if tokenizer == "bpe" else None,
+        "bpe": [vocabulary_size, library_version()] if tokenizer == "bpe" else None,
         "validation_fraction": validation_fraction,
     }
     key = hashlib.sha256(json.dumps([settings, contents]).encode()).hexdigest()[:40]
 
     def build(folder: Path) -> None:
-        _build(folder, corpus, tokenizer, vocabulary_size, validation_fraction, progress)
+        _build(folder, corpus, _Recipe(tokenizer, vocabulary_size, validation_fraction, progress))
         if corpus.content_hashes(progress) != contents:
             raise Problems(
                 Problem("the text was changed while it was being read", fix="start again"), Exit.DATA
@@ -103,25 +106,61 @@ def _check_settings(tokenizer: str, validation_fraction: float) -> None:
         raise Problems(problems, Exit.USAGE)
 
 
-def _build(
-    folder: Path, corpus: Corpus, kind: str, vocabulary_size: int, validation_fraction: float, progress: bool
-) -> None:
-    """Write a complete entry: the text is streamed to disk once, split there, and each part encoded from there."""
-    text = folder / "train.bin"
+@dataclass(frozen=True)
+class _Recipe:
+    """What is to be made of a corpus."""
+
+    kind: str
+    vocabulary_size: int
+    validation_fraction: float
+    progress: bool
+
+
+def _build(folder: Path, corpus: Corpus, recipe: _Recipe) -> None:
+    """Write a complete entry. The text is streamed to disk once; tokens are made of it part by part."""
+    text = folder / "text"
     length = 0
-    with text.open("wb") as file, bar("reading the text", None, progress) as shown:
-        for chunk in corpus.text(replace_invalid=kind != "byte"):
+    with text.open("wb") as file, bar("reading the text", None, recipe.progress) as shown:
+        for chunk in corpus.text(replace_invalid=recipe.kind != "byte"):
             length += file.write(chunk)
             shown.update(len(chunk))
-    cut = _cut(text, length, validation_fraction)
-    tokenizer = ByteTokenizer()
-    with text.open("rb+") as file, (folder / "validation.bin").open("wb") as held_out:
-        file.seek(cut)
-        while chunk := file.read(CHUNK):
-            held_out.write(chunk)
-        file.truncate(cut)
+    cut = _cut(text, length, recipe.validation_fraction)
+    tokenizer = _tokenizer(text, length, cut, recipe)
+    _encode(tokenizer, _part(text, cut, length, "encoding", recipe.progress), folder / "validation.bin")
+    if recipe.kind == "byte":  # the text is its own tokens, so what stays before the cut is the training part
+        os.truncate(text, cut)
+        text.rename(folder / "train.bin")
+    else:
+        _encode(tokenizer, _part(text, 0, cut, "encoding", recipe.progress), folder / "train.bin")
+        text.unlink()
     tokenizer.save(folder / "tokenizer.json")
     _write_manifest(folder, tokenizer, corpus.summary(length), cut)
+
+
+def _tokenizer(text: Path, length: int, cut: int, recipe: _Recipe) -> Tokenizer:
+    """BPE learns from the training part only; the characters are the whole text's: none is unknown."""
+    if recipe.kind == "byte":
+        return ByteTokenizer()
+    if recipe.kind == "char":
+        return CharTokenizer.of_text(_part(text, 0, length, "collecting characters", recipe.progress))
+    return BpeTokenizer.train(
+        _part(text, 0, cut, "training the tokenizer", recipe.progress), recipe.vocabulary_size
+    )
+
+
+def _encode(tokenizer: Tokenizer, chunks: Iterator[bytes], path: Path) -> None:
+    with path.open("wb") as file:
+        for ids in tokenizer.encode_stream(chunks):
+            file.write(ids.tobytes())
+
+
+def _part(text: Path, start: int, stop: int, what: str, progress: bool) -> Iterator[bytes]:
+    """The bytes ``start .. stop`` of a file, in chunks."""
+    with text.open("rb") as file, bar(what, stop - start, progress) as shown:
+        file.seek(start)
+        while chunk := file.read(min(CHUNK, stop - file.tell())):
+            shown.update(len(chunk))
+            yield chunk
 
 
 def _cut(text: Path, length: int, validation_fraction: float) -> int:
@@ -130,7 +169,7 @@ def _cut(text: Path, length: int, validation_fraction: float) -> int:
     with text.open("rb") as file:
         file.seek(cut)
         following = file.read(3)
-    while following and following[0] & 0xC0 == 0x80:  # a continuation byte of UTF-8
+    while following and is_continuation(following[0]):
         cut, following = cut + 1, following[1:]
     return cut
 
@@ -155,10 +194,9 @@ def _write_manifest(folder: Path, tokenizer: Tokenizer, summary: Summary, cut: i
 
 def damage(folder: Path) -> str:
     """What is wrong with an entry of the cache, or "": every size and every hash is checked."""
+    name = "manifest.json"
     try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        if manifest["format"] != FORMAT:
-            return f"format {manifest['format']}"
+        manifest = json.loads((folder / name).read_text(encoding="utf-8"))
         for name, wanted in manifest["files"].items():
             size = (folder / name).stat().st_size
             if size != wanted["size"]:
@@ -166,7 +204,7 @@ def damage(folder: Path) -> str:
             if _sha256(folder / name) != wanted["sha256"]:
                 return f"{name}: sha256 mismatch"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"manifest.json: {error or type(error).__name__}"
+        return f"{name}: {getattr(error, 'strerror', None) or type(error).__name__}"
     return ""
 
 

@@ -1,0 +1,247 @@
+"""The causes, one function each: it looks at a machine and says in words that it is so, or None. Pure.
+
+`rules.py` asks them in the contract's order; the first that holds is the cause.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from ambidex.device import builds, commands
+from ambidex.device.covers import (
+    covers,
+    driver_allows,
+    floor,
+    is_cpu,
+    known_archs,
+    listed,
+    sm,
+    verdict,
+)
+from ambidex.device.diagnosis import Cause, Verdict
+from ambidex.device.fixes import driver_os, present
+from ambidex.device.machine import Extension, Gpu, Machine
+from ambidex.device.version import TorchVersion, dotted, numbers, pair
+
+_HIDING = ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES")
+_SYMPTOM = '"no kernel image is available for execution on the device"'
+
+
+def torch_missing(machine: Machine) -> Cause | None:
+    if machine.build.broken or (machine.build.version and not machine.build.missing):
+        return None
+    return Cause("TORCH_MISSING", machine.build.missing or f"No torch is installed for {machine.executable}.")
+
+
+def torch_broken(machine: Machine) -> Cause | None:
+    return Cause("TORCH_BROKEN", machine.build.broken) if machine.build.broken else None
+
+
+def unknown_build(machine: Machine) -> Cause | None:
+    build = machine.build
+    if not build.version or build.hip or is_cpu(build, machine.os, machine.machine):
+        return None
+    if known_archs(build, machine.os, machine.machine) is not None:
+        return None
+    text = f"What torch {build.version} has code for is not known: it cannot be read here and is in no table."
+    return Cause("UNKNOWN_BUILD", text, _why_unknown(machine))
+
+
+def _why_unknown(machine: Machine) -> str:
+    version, asked = machine.build.version or "", TorchVersion.parse(machine.build.version or "")
+    if builds.newer_than_table(version):
+        return (
+            f"The table is of {builds.date()} and this torch is newer, which says nothing against it. "
+            "Where it is installed, its own list is read."
+        )
+    tags = builds.tags_of(version, machine.os, machine.machine)
+    if asked and asked.released and tags:
+        here = f"{machine.os} {machine.machine}"
+        return f"On {here} the table has torch {asked.base} as {', '.join(tags)} and cpu."
+    if asked and asked.released:
+        return f"The table has no torch {asked.base} with CUDA for {machine.os} {machine.machine}."
+    return "The table has releases, and the nightlies of cu124. Where it is installed, its own list is read."
+
+
+def cpu_build(machine: Machine) -> Cause | None:
+    if not machine.gpus or not is_cpu(machine.build, machine.os, machine.machine):
+        return None
+    text = f"torch {machine.build.version} is a CPU build, and {_is(machine.gpus)} present."
+    on_windows = (
+        "It is what plain pip install brings on Windows: CUDA wheels are on PyTorch's own index alone."
+    )
+    why = on_windows if machine.os == "windows" else ""
+    return Cause("CPU_BUILD", text, why)
+
+
+def no_gpu(machine: Machine) -> Cause | None:
+    if machine.gpus or container_no_gpu(machine):
+        return None
+    if machine.os == "macos":
+        return Cause("NO_GPU", "This is a Mac: no NVIDIA GPU. torch computes on mps or on the CPU.")
+    driver = f", although {present(machine)} is installed" if machine.driver.version else ""
+    return Cause("NO_GPU", f"No NVIDIA GPU was found{driver}. The CPU works.")
+
+
+def container_no_gpu(machine: Machine) -> Cause | None:
+    """A build with GPU code, in a container that was given no GPU. A CPU build there is as it should be."""
+    container = machine.container
+    if machine.gpus or not container.kind or container.gpu_passed is not False:
+        return None
+    if is_cpu(machine.build, machine.os, machine.machine):
+        return None
+    place = "WSL has" if container.kind == "wsl" else f"This {container.kind} container was given"
+    detail = container.detail.rstrip(".")
+    return Cause("CONTAINER_NO_GPU", f"{place} no GPU{f' ({detail})' if detail else ''}.")
+
+
+def hidden_by_env(machine: Machine) -> Cause | None:
+    if not machine.gpus or any(gpu.visible for gpu in machine.gpus):
+        return None
+    names = hiding_variables(machine)
+    settings = " and ".join(f"{name}={machine.env[name]!r}" for name in names) or "The environment"
+    verb = "hide" if len(names) > 1 else "hides"
+    return Cause("HIDDEN_BY_ENV", f"{settings} {verb} {_the(machine.gpus)} from torch.")
+
+
+def hiding_variables(machine: Machine) -> list[str]:
+    """Those to blame: CUDA's own where it is set, since NVIDIA's speaks to the container's runtime alone."""
+    return [name for name in _HIDING if name in machine.env][:1] or list(machine.env)
+
+
+def driver_old(machine: Machine) -> Cause | None:
+    host = driver_os(machine)
+    old = [gpu for gpu in considered(machine) if not driver_allows(machine.driver, machine.build, gpu, host)]
+    if not old:
+        return None
+    needed = max((floor(machine.build, gpu, host) or "" for gpu in old), key=numbers)
+    cuda = builds.cuda_of(machine.build)
+    by_cuda = cuda and builds.cuda_floor(cuda, host) == needed
+    who = f"torch {machine.build.version}, which is CUDA {cuda}," if by_cuda else _names(old)
+    text = f"{present(machine).capitalize()} is too old: {who} needs {needed} or newer."
+    return Cause("DRIVER_OLD", text, _why_driver(machine, old, by_cuda=bool(by_cuda)))
+
+
+def _why_driver(machine: Machine, old: Sequence[Gpu], *, by_cuda: bool) -> str:
+    speaks = builds.driver_cuda(machine.driver, driver_os(machine))
+    floors = {found[0] for gpu in old if (found := builds.gpu_floor(gpu.cc))}
+    sentences = [f"It speaks CUDA {dotted(speaks)}."] if speaks else []
+    if floors:
+        sentences.append(f"Blackwell GPUs need driver {max(floors, key=numbers)} or newer with any build.")
+    if by_cuda:
+        sentences.append("torch.cuda.is_available() is False on such a driver.")
+    return " ".join(sentences)
+
+
+def arch_none(machine: Machine) -> Cause | None:
+    dead = [gpu for gpu in considered(machine) if _judged(machine, gpu).kind == "none"]
+    if not dead or is_cpu(machine.build, machine.os, machine.machine):
+        return None
+    build, entries = machine.build, known_archs(machine.build, machine.os, machine.machine) or ()
+    has = "is a ROCm build, for AMD GPUs" if build.hip else f"has code for {listed(entries)}"
+    them = "it" if len(dead) == 1 else "them"
+    text = f"{_are(dead)}. torch {build.version} {has}, so no kernel can start on {them} ({_SYMPTOM})."
+    working = [gpu for gpu in considered(machine) if _judged(machine, gpu).runs]
+    if working:
+        text += f" {_the(working)} can be used: {commands.show_only(working, machine.os)}"
+    return Cause("ARCH_NONE", text, _why_arch(machine, dead[0]))
+
+
+def _why_arch(machine: Machine, gpu: Gpu) -> str:
+    cc, cuda = gpu.cc or (0, 0), builds.cuda_of(machine.build)
+    first, dropped = builds.first_toolkit(cc), builds.dropped_by(cc)
+    reason = _judged(machine, gpu).reason
+    with_newest_driver = verdict(machine.build, gpu, None, machine.python, machine.os, machine.machine)
+    if machine.build.hip or cuda is None or with_newest_driver.runs:
+        return reason[0].upper() + reason[1:] + "."
+    if first and numbers(cuda) < numbers(first):
+        why = f"CUDA {cuda} predates this GPU; {sm(cc)} needs a build with CUDA {first} or newer."
+    elif dropped and numbers(cuda) >= numbers(dropped):
+        why = f"CUDA {dropped} and newer make no code for {sm(cc)}; it needs a build with an older CUDA."
+    else:
+        why = f"This build leaves {sm(cc)} out: {reason}."
+    return why + _driver_allows_cuda(machine)
+
+
+def _driver_allows_cuda(machine: Machine) -> str:
+    speaks = builds.driver_cuda(machine.driver, driver_os(machine))
+    if not speaks or not machine.driver.version:
+        return ""
+    return f" Your driver {machine.driver.version} allows CUDA {speaks[0]}.x."
+
+
+def extension_arch(machine: Machine, extensions: Sequence[Extension]) -> Cause | None:
+    lacking = [
+        (extension, gpu)
+        for extension in extensions
+        for gpu in considered(machine)
+        if extension.archs and not extension_covers(extension, gpu, machine)
+    ]
+    if not lacking:
+        return None
+    said = dict.fromkeys(
+        f"{extension.name} has nothing for {sm(gpu.cc or (0, 0))}, only {listed(extension.archs)}"
+        for extension, gpu in lacking
+    )
+    return Cause(
+        "EXTENSION_ARCH",
+        "; ".join(said) + ".",
+        'Whatever calls it dies with "no kernel image", torch or not.',
+    )
+
+
+def extension_covers(extension: Extension, gpu: Gpu, machine: Machine) -> bool:
+    if gpu.cc is None:
+        return True
+    # Which CUDA made an extension's PTX is not known, so the driver is taken to be new enough for it.
+    cuda = pair(builds.cuda_of(machine.build))
+    found = (covers(entry, gpu.cc, build_cuda=cuda) for entry in extension.archs)
+    return any(kind != "none" for kind in found)
+
+
+def considered(machine: Machine) -> list[Gpu]:
+    """The GPUs that are judged: the visible ones, or all where every one is hidden."""
+    return [gpu for gpu in machine.gpus if gpu.visible] or list(machine.gpus)
+
+
+IN_ORDER: tuple[Callable[[Machine], Cause | None], ...] = (
+    torch_missing,
+    torch_broken,
+    unknown_build,
+    cpu_build,
+    no_gpu,
+    container_no_gpu,
+    hidden_by_env,
+    driver_old,
+    arch_none,
+)
+
+
+def _judged(machine: Machine, gpu: Gpu) -> Verdict:
+    return verdict(machine.build, gpu, machine.driver, machine.python, machine.os, machine.machine)
+
+
+def _names(gpus: Sequence[Gpu]) -> str:
+    return " and ".join(dict.fromkeys(gpu.name for gpu in gpus))
+
+
+def _numbered(gpus: Sequence[Gpu]) -> str:
+    """``"NVIDIA GeForce RTX 5090"``, or with their numbers where there are several."""
+    if len(gpus) == 1:
+        return gpus[0].name
+    return " and ".join(f"GPU {gpu.index} {gpu.name}" for gpu in gpus)
+
+
+def _the(gpus: Sequence[Gpu]) -> str:
+    return f"GPU {gpus[0].index} {gpus[0].name}" if len(gpus) == 1 else _numbered(gpus)
+
+
+def _is(gpus: Sequence[Gpu]) -> str:
+    return f"{_numbered(gpus)} {'is' if len(gpus) == 1 else 'are'}"
+
+
+def _are(gpus: Sequence[Gpu]) -> str:
+    """``"NVIDIA GeForce RTX 5060 is sm_120"``."""
+    if len(gpus) == 1:
+        return f"{gpus[0].name} is {sm(gpus[0].cc or (0, 0))}"
+    return " and ".join(f"GPU {gpu.index} {gpu.name} is {sm(gpu.cc or (0, 0))}" for gpu in gpus)

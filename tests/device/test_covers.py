@@ -1,0 +1,155 @@
+"""Properties of the rule that says which code runs on which GPU, over every entry and every GPU."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ambidex.device.covers import covers, verdict
+from ambidex.device.diagnosis import Kind
+from ambidex.device.machine import Arch, Build, Driver, Gpu
+
+TEGRA = [(5, 3), (6, 2), (7, 2), (8, 7)]
+CAPABILITIES = [
+    *[(3, 5), (3, 7), (5, 0), (5, 2), (6, 0), (6, 1), (7, 0), (7, 5), (8, 0), (8, 6), (8, 8), (8, 9), (9, 0)],
+    *[(10, 0), (10, 1), (10, 3), (11, 0), (12, 0), (12, 1), (13, 0), *TEGRA],
+]
+capabilities = st.sampled_from(CAPABILITIES)
+suffixes = st.sampled_from(["", "a", "f"])
+cudas = st.sampled_from([(11, 8), (12, 1), (12, 8), (12, 9), (13, 0), (13, 2)])
+entries = st.builds(
+    lambda kind, cc, suffix: Arch(kind, *cc, suffix),
+    st.sampled_from(["sm", "compute"]),
+    capabilities,
+    suffixes,
+)
+RANK: dict[Kind, int] = {"none": 0, "unknown": 0, "jit": 1, "same-major": 2, "native": 3}
+
+
+def silicon(cc: tuple[int, int]) -> tuple[int, int]:
+    return (11, 0) if cc == (10, 1) else cc
+
+
+@given(capabilities, st.sampled_from(["", "a", "f"]))
+def test_code_for_the_very_gpu_is_native_whatever_its_suffix(cc: tuple[int, int], suffix: str) -> None:
+    assert covers(Arch("sm", *cc, suffix), cc) == "native"  # type: ignore[arg-type]
+
+
+@given(entries, capabilities, cudas)
+def test_machine_code_never_leaves_its_major(entry: Arch, cc: tuple[int, int], cuda: tuple[int, int]) -> None:
+    if entry.kind == "sm" and covers(entry, cc, build_cuda=cuda) != "none":
+        assert silicon((entry.major, entry.minor))[0] == silicon(cc)[0]
+        assert silicon(cc) >= silicon((entry.major, entry.minor))
+
+
+@given(entries, capabilities)
+def test_nothing_runs_on_an_older_gpu_than_it_was_made_for(entry: Arch, cc: tuple[int, int]) -> None:
+    if silicon(cc) < silicon((entry.major, entry.minor)):
+        assert covers(entry, cc) == "none"
+
+
+@given(entries, capabilities)
+def test_an_a_entry_runs_on_exactly_one_capability(entry: Arch, cc: tuple[int, int]) -> None:
+    if entry.suffix == "a":
+        assert (covers(entry, cc) != "none") == (silicon((entry.major, entry.minor)) == silicon(cc))
+
+
+@given(entries, capabilities)
+def test_an_f_entry_stays_in_its_family(entry: Arch, cc: tuple[int, int]) -> None:
+    code, gpu = silicon((entry.major, entry.minor)), silicon(cc)
+    if entry.suffix == "f":
+        assert (covers(entry, cc) != "none") == (code[0] == gpu[0] and gpu[1] >= code[1])
+
+
+@given(entries, capabilities)
+def test_ptx_is_compiled_and_machine_code_is_not(entry: Arch, cc: tuple[int, int]) -> None:
+    assert covers(entry, cc) in (
+        ("none", "jit") if entry.kind == "compute" else ("none", "same-major", "native")
+    )
+
+
+@given(capabilities, capabilities, cudas, cudas)
+def test_ptx_reaches_every_later_gpu_if_the_driver_knows_its_cuda(
+    made: tuple[int, int], cc: tuple[int, int], speaks: tuple[int, int], cuda: tuple[int, int]
+) -> None:
+    found = covers(Arch("compute", *made), cc, driver_cuda=speaks, build_cuda=cuda)
+    assert (found == "jit") == (silicon(cc) >= silicon(made) and speaks >= cuda)
+
+
+@given(st.sampled_from(TEGRA), capabilities, cudas)
+def test_an_integrated_gpu_and_the_others_share_no_machine_code(
+    tegra: tuple[int, int], other: tuple[int, int], cuda: tuple[int, int]
+) -> None:
+    if tegra == other:
+        return
+    assert covers(Arch("sm", *tegra), other, build_cuda=cuda) == "none"
+    on_orin = tegra == (8, 7) and cuda >= (13, 2) and other in [(8, 0), (8, 6)]
+    assert (covers(Arch("sm", *other), tegra, build_cuda=cuda) != "none") == on_orin
+
+
+@given(st.lists(entries, max_size=5), entries, capabilities)
+@settings(max_examples=200)
+def test_one_entry_more_never_makes_a_verdict_worse(
+    some: list[Arch], more: Arch, cc: tuple[int, int]
+) -> None:
+    build = Build("2.13.0+cu130", "13.0", archs=tuple(some), source="scanned")
+    before = verdict(build, Gpu("a GPU", cc))
+    after = verdict(replace(build, archs=(*some, more)), Gpu("a GPU", cc))
+    assert RANK[after.kind] >= RANK[before.kind]
+
+
+@given(st.lists(entries, max_size=5), capabilities, st.permutations(range(5)))
+def test_the_order_of_the_list_changes_nothing(
+    some: list[Arch], cc: tuple[int, int], order: list[int]
+) -> None:
+    shuffled = [some[n] for n in order if n < len(some)]
+    first, second = (
+        verdict(Build("2.13.0+cu130", "13.0", archs=tuple(listed)), Gpu("a GPU", cc))
+        for listed in (some, shuffled)
+    )
+    assert (first.kind, first.covered_by) == (second.kind, second.covered_by)
+
+
+@given(st.lists(entries, max_size=5), capabilities, cudas, cudas)
+def test_a_newer_driver_never_makes_a_verdict_worse(
+    some: list[Arch], cc: tuple[int, int], one: tuple[int, int], other: tuple[int, int]
+) -> None:
+    build = Build("2.13.0+cu130", "13.0", archs=tuple(some))
+    older, newer = (verdict(build, Gpu("a GPU", cc), Driver(cuda=cuda)) for cuda in sorted([one, other]))
+    assert RANK[newer.kind] >= RANK[older.kind]
+
+
+@given(st.lists(entries, min_size=1, max_size=5), capabilities)
+def test_what_covers_is_named_and_really_covers(some: list[Arch], cc: tuple[int, int]) -> None:
+    found = verdict(Build("2.13.0+cu130", "13.0", archs=tuple(some)), Gpu("a GPU", cc))
+    assert found.reason
+    if found.runs:
+        assert covers(Arch.parse(found.covered_by), cc, build_cuda=(13, 0)) == found.kind
+        assert Arch.parse(found.covered_by) in some
+    else:
+        assert not found.covered_by
+
+
+@pytest.mark.parametrize(
+    ("build", "word"),
+    [
+        (Build("2.13.0+cpu", archs=()), "CPU build"),
+        (Build("2.13.0+rocm7.2", hip="7.2", archs=()), "ROCm build"),
+    ],
+)
+def test_a_build_without_cuda_is_none_and_says_which_kind_it_is(build: Build, word: str) -> None:
+    found = verdict(build, Gpu("a GPU", (8, 9)))
+    assert (found.kind, word in found.reason) == ("none", True)
+
+
+def test_a_gpu_of_unknown_capability_is_unknown() -> None:
+    assert verdict(Build("2.13.0+cu130", "13.0"), Gpu("a GPU", None)).kind == "unknown"
+
+
+def test_a_list_that_was_read_outranks_the_table() -> None:
+    read = Build("2.15.0+cu130", "13.0", archs=(Arch("sm", 6, 1),), source="scanned")
+    assert verdict(read, Gpu("GTX 1080", (6, 1))).kind == "native"
+    assert verdict(replace(read, archs=None), Gpu("GTX 1080", (6, 1))).kind == "none"

@@ -1,0 +1,263 @@
+"""What the doctor tells people to type exists, runs on their GPU, and cannot be a no-op."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
+
+import pytest
+
+from ambidex.device import builds, commands, rules, variants
+from ambidex.device.diagnosis import Fix
+from ambidex.device.fixes import driver_floor
+from ambidex.device.machine import Build, Container, Driver, Gpu, Machine
+from ambidex.device.version import at_least, numbers
+
+GPUS = {
+    name: Gpu(name, cc)
+    for name, cc in [
+        *[
+            ("GB10", (12, 1)),
+            ("RTX 5060", (12, 0)),
+            ("Jetson Thor", (11, 0)),
+            ("B300", (10, 3)),
+            ("B200", (10, 0)),
+        ],
+        *[("H100", (9, 0)), ("RTX 4090", (8, 9)), ("Jetson Orin", (8, 7)), ("A40", (8, 6)), ("A100", (8, 0))],
+        *[
+            ("T4", (7, 5)),
+            ("Jetson Xavier", (7, 2)),
+            ("V100", (7, 0)),
+            ("GTX 1080", (6, 1)),
+            ("P100", (6, 0)),
+        ],
+        *[("GTX 980", (5, 2)), ("GTX 750", (5, 0)), ("K80", (3, 7)), ("GTX 780", (3, 5))],
+    ]
+}
+DRIVERS = [None, "470.82.01", "525.60.13", "560.94", "570.124.06", "576.02", "580.95.05", "595.71.05"]
+PYTHONS = ["3.8", "3.9", "3.10", "3.11", "3.13", "3.14", "3.15"]
+PLATFORMS = [("linux", "x86_64"), ("linux", "aarch64"), ("windows", "x86_64")]
+STABLE = ["cu132", "cu130", "cu128", "cu126"]
+
+
+def situations() -> Iterator[Machine]:
+    """Every GPU x driver x Python x platform, no torch installed: what is installed decides no fix."""
+    for (os, machine), gpu, driver, python in itertools.product(PLATFORMS, GPUS.values(), DRIVERS, PYTHONS):
+        yield Machine(os, machine, python, Build(missing="none"), (gpu,), Driver(driver))
+
+
+@pytest.fixture(scope="module")
+def answers() -> list[tuple[Machine, tuple[Fix, ...]]]:
+    return [(machine, rules.fixes(machine)) for machine in situations()]
+
+
+@cache
+def serves(row: builds.Release, gpu: Gpu, os: str) -> tuple[bool, str]:
+    """Whether its machine code runs on the GPU, and the driver's floor."""
+    floor = driver_floor(Machine(os), row.build(), [gpu]) or "0"
+    return rules.verdict(row.build(), gpu).kind in ("native", "same-major"), floor
+
+
+def allowed(machine: Machine, tags: list[str] | None = None) -> list[builds.Release]:
+    """A plain search of the table, independent of how `fixes` goes about it. None: every index."""
+    gpu, driver = machine.gpus[0], machine.driver.version
+    return [
+        row
+        for row in builds.releases(machine.os, machine.machine)
+        if (tags is None or row.tag in tags)
+        and row.allows(machine.python)
+        and serves(row, gpu, machine.os)[0]
+        if driver is None or numbers(driver) >= numbers(serves(row, gpu, machine.os)[1])
+    ]
+
+
+def check(fix: Fix, machine: Machine) -> None:
+    """A fix names a row of the table for this platform, Python and driver, whose code runs on the GPU."""
+    python, driver = fix.requires.get("python", machine.python), fix.requires.get("driver", "")
+    torch = next(name for name in fix.installs if name.startswith("torch==")).removeprefix("torch==")
+    row = builds.find(torch, machine.os, machine.machine)
+    assert row, f"{torch} is in no table for {machine.os} {machine.machine}"
+    assert row.version == torch
+    assert row.allows(python)
+    assert fix.build == row.build(python)
+    for gpu in machine.gpus:
+        after = Driver(driver or machine.driver.version)
+        said = rules.verdict(row.build(), gpu, after, python, machine.os, machine.machine)
+        assert said.kind in ("native", "same-major")
+        floor = driver_floor(machine, row.build(), [gpu])
+        assert floor is None or after.version is None or at_least(after.version, floor)
+    typed = " ".join(fix.commands)
+    assert f'"torch=={torch}"' in typed
+    assert f"--index-url {row.index}" in typed
+
+
+Answers = list[tuple[Machine, tuple[Fix, ...]]]
+
+
+def torch_of(fix: Fix) -> tuple[int, ...]:
+    return numbers(((fix.build and fix.build.version) or "").partition("+")[0])
+
+
+def test_every_fix_over_the_whole_cross_product_exists_and_runs(answers: Answers) -> None:
+    for machine, fixes in answers:
+        for fix in fixes:
+            check(fix, machine)
+    assert sum(len(fixes) for _, fixes in answers) > 2000
+
+
+def test_the_first_fix_is_the_newest_torch_that_is_allowed_and_then_the_lower_cuda(answers: Answers) -> None:
+    for machine, fixes in answers:
+        stable = allowed(machine, STABLE)
+        if not stable:
+            continue
+        newest = max(numbers(row.torch) for row in stable)
+        lowest = min(numbers(row.cuda) for row in stable if numbers(row.torch) == newest)
+        first = fixes[0].build
+        assert first
+        assert (torch_of(fixes[0]), numbers(first.cuda or "")) == (newest, lowest)
+
+
+def test_the_driver_comes_first_only_where_no_build_runs_on_the_present_one(answers: Answers) -> None:
+    for machine, fixes in answers:
+        if fixes and "python" not in fixes[0].requires:
+            assert ("driver" in fixes[0].requires) == (not allowed(machine))
+
+
+def test_a_second_fix_needs_a_newer_driver_and_gives_a_newer_torch(answers: Answers) -> None:
+    for machine, fixes in answers:
+        if machine.driver.version and len(fixes) > 1:
+            assert fixes[1].requires["driver"]
+            assert torch_of(fixes[1]) > torch_of(fixes[0])
+
+
+def test_a_newer_driver_is_offered_wherever_it_would_allow_a_newer_torch(answers: Answers) -> None:
+    for machine, fixes in answers:
+        if not fixes or fixes[0].requires or not machine.driver.version:
+            continue
+        any_driver = allowed(replace(machine, driver=Driver()), STABLE)
+        newer = [row for row in any_driver if numbers(row.torch) > torch_of(fixes[0])]
+        assert (len(fixes) == 2) == bool(newer)
+
+
+def test_an_index_that_ended_comes_only_where_no_stable_one_has_code(answers: Answers) -> None:
+    for machine, fixes in answers:
+        tag = ((fixes[0].build and fixes[0].build.version) or "").partition("+")[2] if fixes else ""
+        if tag and tag not in STABLE:
+            assert not allowed(machine, STABLE)
+            assert tag != "cu129" or not allowed(machine, ["cu117", "cu118", "cu121", "cu124"])
+
+
+def test_a_gpu_that_is_older_than_every_wheel_gets_no_fix() -> None:
+    for name in ("GTX 780", "Jetson Xavier"):
+        machine = Machine(
+            "linux", "x86_64", "3.11", Build(missing="none"), (GPUS[name],), Driver("580.95.05")
+        )
+        assert rules.fixes(machine) == ()
+
+
+def test_no_nightly_that_has_ended_has_code_that_no_release_has() -> None:
+    """Why no nightly is ever offered."""
+    for row in variants.rows().values():
+        if row["state"] != "frozen" or row["channel"] != "nightly":
+            continue
+        released = {str(arch) for r in builds.releases("linux", "x86_64") for arch in r.archs}
+        assert set(row["archs"]) <= released
+
+
+@pytest.fixture
+def old() -> Machine:
+    """The issue's example."""
+    return Machine(
+        build=Build("2.5.1+cu121", "12.1"),
+        gpus=(GPUS["RTX 5060"],),
+        driver=Driver("576.02"),
+        companions=("torchvision",),
+    )
+
+
+def test_pip_uninstalls_first_and_pins_the_local_version_with_companions_unpinned(old: Machine) -> None:
+    assert rules.fixes(old)[0].commands == (
+        "python -m pip uninstall -y torch torchvision",
+        'python -m pip install "torch==2.11.0+cu128" torchvision'
+        " --index-url https://download.pytorch.org/whl/cu128",
+    )
+
+
+@pytest.mark.parametrize(
+    ("installer", "removes", "installs"),
+    [
+        (
+            "uv",
+            "uv pip uninstall --python '/my venv/python' torch torchvision",
+            "uv pip install --python '/my venv/python' ",
+        ),
+        (
+            "pip",
+            "'/my venv/python' -m pip uninstall -y torch torchvision",
+            "'/my venv/python' -m pip install ",
+        ),
+        ("conda", "conda remove --yes pytorch torchvision", "'/my venv/python' -m pip install "),
+        ("poetry", "poetry remove torch torchvision", "poetry add --source pytorch-cu128 "),
+    ],
+)
+def test_each_installer_gets_its_own_form_with_the_exact_executable(
+    old: Machine, installer: str, removes: str, installs: str
+) -> None:
+    typed = rules.fixes(replace(old, installer=installer, executable="/my venv/python"))[0].commands
+    assert removes in typed
+    assert typed[-1].startswith(installs + '"torch==2.11.0+cu128" torchvision')
+    assert "https://download.pytorch.org/whl/cu128" in " ".join(typed)
+    assert typed.index(removes) < len(typed) - 1, "uninstalled before it is installed"
+
+
+def test_on_windows_a_path_with_spaces_is_quoted_as_windows_does(old: Machine) -> None:
+    machine = replace(old, os="windows", executable=r"C:\Program Files\Python311\python.exe")
+    assert rules.fixes(machine)[0].commands[0].startswith('"C:\\Program Files\\Python311\\python.exe" -m pip')
+
+
+def test_nothing_is_uninstalled_where_nothing_is_installed() -> None:
+    machine = Machine(build=Build(missing="none"), gpus=(GPUS["RTX 4090"],), driver=Driver("580.95.05"))
+    assert "uninstall" not in " ".join(rules.fixes(machine)[0].commands)
+
+
+@pytest.mark.parametrize(
+    ("kind", "word"),
+    [("wsl", "in Windows, not inside WSL"), ("docker", "on the host"), ("", "Update the NVIDIA driver to")],
+)
+def test_the_driver_is_updated_where_it_lives(kind: str, word: str) -> None:
+    machine = Machine(
+        build=Build("2.15.0+cu130", "13.0"),
+        gpus=(GPUS["RTX 5060"],),
+        driver=Driver("576.02"),
+        container=Container(kind, gpu_passed=True if kind else None),
+    )
+    found = rules.judge(machine)
+    assert found.cause.id == "DRIVER_OLD"
+    assert word in found.fixes[1].why
+
+
+def test_another_python_gets_an_environment_of_its_own() -> None:
+    for installer, word in [
+        ("pip", "python3.14 -m venv"),
+        ("uv", "uv venv --python 3.14"),
+        ("conda", "conda create"),
+    ]:
+        machine = Machine(
+            python="3.15", gpus=(GPUS["GTX 1080"],), driver=Driver("580.95.05"), installer=installer
+        )
+        fix = rules.fixes(machine)[0]
+        assert fix.requires == {"python": "3.14"}
+        assert fix.commands[0].startswith(word)
+
+
+def test_variables_are_unset_as_the_shell_does() -> None:
+    assert commands.unset(["CUDA_VISIBLE_DEVICES"], "linux") == "unset CUDA_VISIBLE_DEVICES"
+    assert commands.unset(["CUDA_VISIBLE_DEVICES"], "windows") == "Remove-Item Env:CUDA_VISIBLE_DEVICES"
+
+
+def test_a_gpu_is_shown_by_uuid_and_else_by_pci_order() -> None:
+    with_uuid, without = Gpu("A", (8, 6), 1, uuid="GPU-1f"), Gpu("B", (8, 6), 1)
+    assert commands.show_only([with_uuid], "linux") == "export CUDA_VISIBLE_DEVICES=GPU-1f"
+    assert "CUDA_DEVICE_ORDER=PCI_BUS_ID" in commands.show_only([without], "linux")

@@ -1,0 +1,242 @@
+"""Law 2: interrupted and resumed equals uninterrupted, bit for bit. Law 3: nothing is lost."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ambidex import cli
+from ambidex.checkpoint import MODEL, OPTIMIZER
+from ambidex.trainer import Trainer
+from tiny import TINY, ambidex, flags, train_words
+
+
+class KillError(BaseException):
+    """Stands for a SIGKILL inside the process: no handler of the program sees it."""
+
+
+def final_bits(run: Path) -> tuple[str, str]:
+    last = sorted((run / "checkpoints").glob("step-*"))[-1]
+    return tuple(hashlib.sha256((last / name).read_bytes()).hexdigest() for name in (MODEL, OPTIMIZER))  # type: ignore[return-value]
+
+
+def train(*words: str) -> int:
+    return cli.main(list(words))
+
+
+@pytest.fixture(scope="module")
+def short_story(tmp_path_factory: pytest.TempPathFactory, story: Path) -> Path:
+    """So short that 12 steps go through it more than twice."""
+    path = tmp_path_factory.mktemp("short") / "short.txt"
+    path.write_bytes(story.read_bytes()[:420])
+    return path
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        {},
+        {"optimizer": "muon"},
+        {"precision": "bf16"},
+        {"micro_batch_size": 2, "schedule": "wsd", "kv_heads": 2},
+    ],
+    ids=["adamw", "muon", "bf16", "micro-batches"],
+)
+def test_killed_and_resumed_equals_straight_through(tmp_path, short_story, monkeypatch, numbers):
+    # Steps 3, 6, 9 and 12 are saved, 4, 8 and 12 evaluated; the text is 21 sequences long, so an epoch ends within
+    # step 6. Killed before steps 5 (between evaluations), 8 (its evaluation is lost) and 6 (at the epoch's edge).
+    settings = {"validation_fraction": 0.1, **numbers}
+    assert train(*train_words(short_story, tmp_path / "straight", **settings)) == 0
+    for at in (5, 6, 8):
+        out = tmp_path / f"killed-{at}"
+        update = Trainer.update
+
+        def killed(self, at=at, update=update):
+            if self.step + 1 == at:
+                raise KillError
+            return update(self)
+
+        with monkeypatch.context() as patch, pytest.raises(KillError):
+            patch.setattr(Trainer, "update", killed)
+            train(*train_words(short_story, out, **settings))
+        assert train("train", "--resume", "--out", str(out)) == 0
+        assert final_bits(out) == final_bits(tmp_path / "straight"), f"killed at {at}"
+        rows, wanted = ((p / "metrics.csv").read_text().splitlines() for p in (out, tmp_path / "straight"))
+        numbers_of = [[line.split(",")[:6] for line in lines] for lines in (rows, wanted)]
+        assert numbers_of[0] == numbers_of[1], (
+            "metrics continue without a gap, a doubled row or a changed digit"
+        )
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path, short_story):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        assert (
+            train(*train_words(short_story, tmp_path / name, steps=3, seed=seed, validation_fraction=0.1))
+            == 0
+        )
+    assert final_bits(tmp_path / "a") == final_bits(tmp_path / "b")
+    assert final_bits(tmp_path / "a") != final_bits(tmp_path / "c")
+
+
+def wait_for(condition, seconds: float = 90.0) -> None:
+    stop = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < stop, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def rows_in(run: Path) -> int:
+    try:
+        return len((run / "metrics.csv").read_text().splitlines())
+    except OSError:
+        return 0
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.skipif(os.name == "nt", reason="Windows has other signals")
+def test_a_signal_finishes_the_step_saves_and_exits_with_its_code(tmp_path, story, number, code):
+    out = tmp_path / "run"
+    words = train_words(story, out, steps=4000, save_every=4000, evaluate_every=4000)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ambidex", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    wait_for(lambda: rows_in(out) > 3)
+    process.send_signal(number)
+    printed = process.communicate(timeout=60)[0].decode()
+    assert process.returncode == code, printed
+    steps = rows_in(out) - 1
+    assert [path.name for path in (out / "checkpoints").iterdir()] == [f"step-{steps:06d}"]
+    assert "Traceback" not in printed
+    assert "--resume" in printed
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has other signals")
+def test_a_killed_process_leaves_the_run_free_and_its_rows_are_trained_again(tmp_path, story):
+    out = tmp_path / "run"
+    words = train_words(story, out, steps=60, save_every=20, evaluate_every=60)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ambidex", *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    wait_for(lambda: rows_in(out) > 25)
+    process.kill()
+    process.wait()
+    assert ambidex("train", "--resume", "--out", str(out)).returncode == 0
+    assert (
+        ambidex(
+            *train_words(story, tmp_path / "straight", steps=60, save_every=20, evaluate_every=60)
+        ).returncode
+        == 0
+    )
+    assert final_bits(out) == final_bits(tmp_path / "straight")
+
+
+def test_a_run_in_use_is_refused_with_exit_code_7(tmp_path, story, capsys):
+    from ambidex.runs import Run
+
+    assert train(*train_words(story, tmp_path / "run", steps=1)) == 0
+    card = json.loads((tmp_path / "run" / "card.json").read_text())
+    card["config"]["steps"] = 2  # unfinished, so that there would be something to do
+    (tmp_path / "run" / "card.json").write_text(json.dumps(card))
+    run = Run(tmp_path / "run")
+    run.lock()
+    try:
+        result = ambidex("train", "--resume", "--out", str(tmp_path / "run"))
+    finally:
+        run.unlock()
+    assert result.returncode == 7
+    assert "in use" in result.stderr
+
+
+def test_a_finished_run_says_so_and_exits_0(tmp_path, story, capsys):
+    assert train(*train_words(story, tmp_path / "run", steps=2)) == 0
+    before = final_bits(tmp_path / "run")
+    assert train("train", "--resume", "--out", str(tmp_path / "run")) == 0
+    assert "nothing is left to do" in capsys.readouterr().out
+    assert final_bits(tmp_path / "run") == before
+
+
+def test_a_run_of_which_no_checkpoint_is_good_is_an_error_and_never_a_fresh_start(tmp_path, story, capsys):
+    assert train(*train_words(story, tmp_path / "run", steps=6)) == 0
+    for path in (tmp_path / "run" / "checkpoints").glob("*/model.safetensors"):
+        path.write_bytes(path.read_bytes()[:-5])
+    assert train("train", "--resume", "--out", str(tmp_path / "run")) == 3
+    assert "No checkpoint of the run is good" in capsys.readouterr().err
+
+
+def test_a_damaged_last_checkpoint_is_named_and_the_one_before_leads_to_the_same_bits(
+    tmp_path, story, capsys
+):
+    assert train(*train_words(story, tmp_path / "run")) == 0
+    wanted = final_bits(tmp_path / "run")
+    damaged = tmp_path / "run" / "checkpoints" / "step-000012" / MODEL
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 4
+    damaged.write_bytes(content)
+    assert train("train", "--resume", "--out", str(tmp_path / "run")) == 0
+    assert "skipped step-000012: model.safetensors: sha256 mismatch" in capsys.readouterr().out
+    assert final_bits(tmp_path / "run") == wanted
+
+
+def test_other_numbers_than_the_cards_are_refused_and_listed_all_at_once(tmp_path, story, capsys):
+    assert train(*train_words(story, tmp_path / "run", steps=2)) == 0
+    assert train("train", "--resume", "--out", str(tmp_path / "run"), "--layers", "3", "--steps", "9") == 2
+    error = capsys.readouterr().err
+    assert "--layers 3" in error
+    assert "--layers 2" in error
+    assert "--steps 9" in error
+
+
+def test_another_text_is_refused(tmp_path, story, short_story, capsys):
+    assert train(*train_words(story, tmp_path / "run", steps=2)) == 0
+    assert train("train", "--resume", "--out", str(tmp_path / "run"), "--data", str(short_story)) == 2
+    assert "data hash" in capsys.readouterr().err
+
+
+def test_resume_without_out_continues_the_newest_unfinished_run_of_the_same_configuration(
+    tmp_path, story, monkeypatch, capsys
+):
+    monkeypatch.setenv("AMBIDEX_RUNS", str(tmp_path / "runs"))
+    words = ["train", *flags(**{**TINY, "data": [str(story)], "resume": True})]
+    update = Trainer.update
+
+    def killed(self):
+        if self.step + 1 == 8:
+            raise KillError
+        return update(self)
+
+    with monkeypatch.context() as patch, pytest.raises(KillError):
+        patch.setattr(Trainer, "update", killed)
+        train(*words)
+    assert train(*words, "--learning-rate", "1e-4") == 0  # another configuration: a run of its own
+    assert train(*words) == 0  # continues the first
+    assert train(*words) == 0  # which is finished now: another
+    names = sorted(path.name for path in (tmp_path / "runs").iterdir())
+    assert names == ["nano-001", "nano-002", "nano-003"]
+    assert (
+        json.loads((tmp_path / "runs" / "nano-001" / "card.json").read_text())["resumes"][0]["from_step"] == 6
+    )
+    assert final_bits(tmp_path / "runs" / "nano-001") == final_bits(tmp_path / "runs" / "nano-003")
+
+
+def test_a_run_folder_in_use_by_another_is_passed_over_by_resume_without_out(tmp_path, story, monkeypatch):
+    from ambidex.runs import Run
+
+    monkeypatch.setenv("AMBIDEX_RUNS", str(tmp_path / "runs"))
+    words = ["train", *flags(**{**TINY, "data": [str(story)], "resume": True})]
+    assert train(*words) == 0
+    for path in (tmp_path / "runs" / "nano-001" / "checkpoints").glob("step-000012"):
+        path.rename(path.with_name(".gone"))
+    run = Run(tmp_path / "runs" / "nano-001")
+    run.lock()
+    try:
+        result = ambidex(*words, env={**os.environ, "AMBIDEX_RUNS": str(tmp_path / "runs")})
+    finally:
+        run.unlock()
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "runs" / "nano-002").is_dir()

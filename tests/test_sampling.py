@@ -1,0 +1,76 @@
+import numpy as np
+import pytest
+import torch
+
+from ambidex import cli
+from ambidex.engine import Device
+from ambidex.model import LanguageModel, Shape, initialise
+from ambidex.sampling import _pick, generate
+from tiny import ambidex, train_words
+
+SHAPE = Shape(vocabulary_size=23, layers=1, width=16, heads=2, kv_heads=1, feed_forward=24, context=8)
+
+
+@pytest.fixture(scope="module")
+def model() -> LanguageModel:
+    model = LanguageModel(SHAPE)
+    initialise(model, 0)
+    return model
+
+
+@pytest.fixture(scope="module")
+def device() -> Device:
+    return Device("cpu", "fp32", 1)
+
+
+def test_the_likeliest_token_is_that_of_reading_everything_again(model, device):
+    prompt = [1, 2, 3]
+    text = prompt + list(generate(model, device, prompt, 5, temperature=0))
+    for end in range(3, 8):
+        with torch.no_grad():
+            logits = model.logits(model(torch.tensor([text[:end]])))[0, -1]
+        assert text[end] == int(logits.argmax())
+
+
+def test_the_same_seed_gives_the_same_text_and_another_another(model, device):
+    texts = [list(generate(model, device, [1], 30, seed=seed)) for seed in (0, 0, 1)]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_text_goes_on_beyond_the_context(model, device):
+    assert len(list(generate(model, device, [1, 2, 3], 40))) == 40
+
+
+def test_tokens_come_as_often_as_their_probability_says():
+    logits = np.log(np.array([0.5, 0.3, 0.2]))
+    chances = (np.arange(1000) + 0.5) / 1000
+    counts = np.bincount([_pick(logits, c, 1.0, 0) for c in chances], minlength=3)
+    assert list(counts) == [500, 300, 200]
+    assert {_pick(logits, c, 1.0, 2) for c in chances} == {0, 1}
+    assert {_pick(logits, c, 0.0, 0) for c in chances} == {0}
+
+
+def test_sample_streams_text_of_a_run_and_says_what_is_wrong(tmp_path, story, capsys):
+    run = tmp_path / "run"
+    assert cli.main(train_words(story, run, steps=3)) == 0
+    capsys.readouterr()
+    assert cli.main(["sample", str(run), "--prompt", "line ", "--tokens", "20"]) == 0
+    assert capsys.readouterr().out.startswith("line ")
+    for words in (["--tokens", "-1"], ["--temperature", "-1"], ["--tokens", "x"]):
+        assert cli.main(["sample", str(run), *words]) == 2
+    assert cli.main(["sample", str(tmp_path / "none")]) == 3
+    for path in (run / "checkpoints").glob("*/model.safetensors"):
+        path.write_bytes(b"")
+    assert cli.main(["sample", str(run)]) == 3
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_sample_into_a_closed_pipe_ends_quietly(tmp_path, story):
+    run = tmp_path / "run"
+    assert ambidex(*train_words(story, run, steps=1)).returncode == 0
+    import subprocess
+    import sys
+
+    shell = f'"{sys.executable}" -m ambidex sample "{run}" --tokens 60 | head -c 1'
+    result = subprocess.run(["bash", "-c", shell], capture_output=True, timeout=120, check=False)
+    assert b"Traceback" not in result.stderr

@@ -1,0 +1,56 @@
+"""Write docs/reference.md from the settings themselves, so that page and program cannot drift.
+
+python tools/reference.py [--check]
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from ambidex import config
+
+PAGE = Path(__file__).parents[1] / "docs" / "reference.md"
+HEAD = """# Settings
+
+Each setting is at once a flag, a TOML key and an environment variable. A later source wins: preset, TOML file,
+environment, flags. An empty variable counts as unset. "Numeric" settings can change a run's numbers: two runs that
+differ in one are not the same run, and a run is only continued with the same ones.
+
+This page is written by `tox run -e reference`; a test holds it to the program.
+"""
+
+
+def page() -> str:
+    groups: dict[str, list[str]] = {}
+    for name, info in config.fields().items():
+        default = " ".join(info.default) if isinstance(info.default, tuple) else info.default
+        shown = f"`{str(default).lower() if isinstance(default, bool) else default}`" if default != "" else ""
+        numeric = "yes" if config.is_numeric(info) else ""
+        row = f"| `{config.flag(name)}` | `{name}` | `{config.variable(name)}` | {shown} | {numeric} | {info.description} |"
+        groups.setdefault(config.group(info), []).append(row)
+    lines = [HEAD]
+    for group, rows in groups.items():
+        lines += [f"## {group.capitalize()}", "", "| flag | TOML key | variable | default | numeric | |",
+                  "|---|---|---|---|---|---|", *rows, ""]  # fmt: skip
+    lines += ["## Presets", ""]
+    for name in config.preset_names():
+        lines += [f"`{name}`", "", "```toml", config.preset_text(name).rstrip(), "```", ""]
+    return "\n".join(lines)
+
+
+def main(arguments: list[str]) -> int:
+    if "--check" in arguments:
+        if PAGE.read_text("utf-8") == page():
+            return 0
+        print(
+            "error: docs/reference.md is not what the settings say\n  do: tox run -e reference",
+            file=sys.stderr,
+        )
+        return 1
+    PAGE.write_text(page(), "utf-8", newline="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
