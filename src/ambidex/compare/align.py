@@ -85,7 +85,8 @@ def _floor(keys: list[Key], reference: Floats, candidate: Floats) -> Floats:
     Not the larger of the two: a run that computes in too low a precision has a high floor of its own, and must not be
     excused by it.
     """
-    floor = np.where(np.isnan(reference), candidate, np.fmax(reference, np.fmin(candidate, BORROWED * reference)))
+    raised = np.fmax(reference, np.minimum(candidate, BORROWED * reference))  # fmax: the reference's where that is NaN
+    floor = np.where(np.isnan(reference), candidate, raised)
     scalar = np.array([key.kind in SCALARS for key in keys], dtype=bool)
     exact = np.array([key.kind in EXACT for key in keys], dtype=bool)
     floor = np.where(scalar, SCALAR_MARGIN * floor, floor)

@@ -27,6 +27,8 @@ STAGES = ("data", "weights", "forward", "stale", "loss", "backward", "accumulati
           "schedule")  # fmt: skip
 MOMENTS = ("momentum", "exp_avg", "exp_avg_sq")
 UPDATES = ("steady_update", "update", "unseen_update")
+NO_MOMENTS = {"tokens", "targets", "weight", "input", "output", "loss", "input_gradient", "output_gradient", "gradient",
+              "norm", "clipped", *UPDATES}  # fmt: skip
 MOST = 0.9  # of the tensors of a kind: then it is no tensor's fault but the loop's
 SAME_RATE = 1e-9  # relative: rates are computed in fp64 on the host by the same formula
 
@@ -209,17 +211,21 @@ def _clip(view: View, step: int) -> Finding | None:
 
 
 def _moments(view: View, step: int) -> Finding | None:
-    by_kind = {kind: [n for n in view.at(step) if view.keys[n].kind == kind] for kind in MOMENTS}
+    by_kind: dict[str, list[int]] = {kind: [] for kind in MOMENTS}
+    for number in view.at(step):
+        kind = view.keys[number].kind
+        if kind not in NO_MOMENTS:  # other optimizers have other names for theirs
+            by_kind.setdefault(kind, []).append(number)
     dirty = {kind: [n for n in rows if view.dirty(n)] for kind, rows in by_kind.items()}
     if not any(dirty.values()):
         return None
     if _both_scaled(view, by_kind):
         number = dirty["exp_avg"][0]
         return _finding(view, number, "clip", "optimizer", "Both moments are off as if the gradient had been scaled.")
-    kinds = [kind for kind in MOMENTS if dirty[kind]]
+    kinds = [kind for kind in dirty if dirty[kind]]
     names = {"exp_avg": "first moment", "exp_avg_sq": "second moment", "momentum": "momentum"}
     number = dirty[kinds[0]][0]
-    words = f"The clipped gradients are the same, the {' and the '.join(names[k] for k in kinds)} not."
+    words = f"The clipped gradients are the same, the {' and the '.join(names.get(k, k) for k in kinds)} not."
     whole = [n for kind in kinds for n in by_kind[kind]]
     return _finding(view, number, "moments", _where(view, [n for k in kinds for n in dirty[k]], whole), words)
 

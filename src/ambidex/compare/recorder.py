@@ -44,6 +44,7 @@ class Recorder:
         self._sketches: dict[tuple[str, str], Sketch] = {}
         self._seen: dict[tuple[str, str], int] = {}  # elements of this step so far, by kind and module
         self._made: dict[tuple[int, int], tuple[str, Tensor]] = {}  # this forward's outputs, kept alive
+        self._same: dict[str, str] = {}  # modules that pass on, untouched, what one inside them put out
         self._before: dict[str, Array] = {}
         self._hooks: list[RemovableHandle] = []
 
@@ -52,7 +53,7 @@ class Recorder:
         self._step, self.recording = step, step in self.steps
         if not self.recording:
             return
-        self._sketches, self._seen, self._made = {}, {}, {}
+        self._sketches, self._seen, self._made, self._same = {}, {}, {}, {}
         self._before = {name: array(weight, copy=True) for name, weight in self._weights()}
         if step == 0:
             for name, before in self._before.items():
@@ -62,17 +63,23 @@ class Recorder:
                 self._whole(kind, "batch", tokens.astype(np.float64))
         self._attach()
 
-    def gradients(self, loss: float | None) -> None:
-        """Call when all gradients of the step are there and before they are clipped."""
+    def gradients(self, loss: float | None, unclipped: Mapping[str, Array] | None = None) -> None:
+        """Call when all gradients of the step are there and before they are clipped, or give them as they were then."""
         if not self.recording:
             return
         self._detach()
+        passed_on: dict[str, list[str]] = {}
+        for outer, inner in self._same.items():
+            passed_on.setdefault(inner, []).append(outer)
         for (kind, name), sketch in self._sketches.items():
-            self.record[Key(self._step, kind, name)] = sketch.fingerprint()
+            for one in (name, *(passed_on.get(name, ()) if kind.startswith("output") else ())):
+                self.record[Key(self._step, kind, one)] = sketch.fingerprint()
         if loss is not None:
             self._whole("loss", "loss", np.array([loss]))
         for name, weight in self._weights():
-            if weight.grad is not None:
+            if unclipped is not None and name in unclipped:
+                self._whole("gradient", name, unclipped[name])
+            elif weight.grad is not None:
                 self._whole("gradient", name, array(weight.grad) * (1.0 / self.loss_scale()))
 
     def stepped(self, norm: float | None) -> None:
@@ -95,6 +102,11 @@ class Recorder:
             if second is not None:
                 self._split_update(name, update, second)
         self.recording, self._before, self._made = False, {}, {}
+
+    def end(self) -> None:
+        """Nothing more comes: a step that was begun and not finished is dropped."""
+        self._detach()
+        self.recording = False
 
     def _split_update(self, name: str, update: Array, second: Array) -> None:
         """Where the second moment is next to nothing AdamW moves by sign alone, which rounding can turn over.
@@ -169,9 +181,13 @@ class Recorder:
                         readers.append(name)
                 elif maker is None and next(module.children(), None) is None:
                     self._see("input", name, source)
-            if isinstance(output, Tensor) and output.is_floating_point() and self.maker_of(output) is None:
-                self._made[output.data_ptr(), output.numel()] = name, output
-                self._see("output", name, output)
+            if isinstance(output, Tensor) and output.is_floating_point():
+                inner = self.maker_of(output)
+                if inner is None:
+                    self._made[output.data_ptr(), output.numel()] = name, output
+                    self._see("output", name, output)
+                else:
+                    self._same[name] = inner
 
         return hook
 
