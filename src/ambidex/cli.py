@@ -165,7 +165,9 @@ def compare(arguments: list[str]) -> int:
         from ambidex.compare import command as room
     except ImportError as error:
         raise Problems(
-            Problem("compare needs numpy and safetensors.", found=str(error), fix="pip install numpy safetensors")
+            Problem(
+                "compare needs numpy and safetensors.", found=str(error), fix="pip install numpy safetensors"
+            )
         ) from None
     room.add_arguments(parser)
     return room.run(parser.parse_args(arguments))

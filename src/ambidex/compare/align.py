@@ -16,7 +16,10 @@ EXACT = frozenset({"tokens", "targets", "weight"})  # the same bytes in, or not 
 SCALARS = frozenset({"loss", "norm"})
 SCALAR_MARGIN = 2.0  # a difference of two numbers can be small by luck, so one number's floor is taken twice
 BORROWED = 2.0  # how far the candidate's own floor may raise the reference's
-LIMITS = {"fp32": (3.0, 6.0), "fp64": (3.0, 6.0)}  # near the floor up to the first, different above the second
+LIMITS = {
+    "fp32": (3.0, 6.0),
+    "fp64": (3.0, 6.0),
+}  # near the floor up to the first, different above the second
 LOW_LIMITS = (2.0, 3.0)
 
 
@@ -71,7 +74,9 @@ def view(leg: Leg, reference: Table, candidate: Table) -> View:
     error = errors(reference.sums[mine], candidate.sums[theirs], reference.norms[mine])
     for column in ("elements", "not_finite"):
         place = STATISTICS.index(column)
-        error = np.where(reference.statistics[mine, place] == candidate.statistics[theirs, place], error, np.inf)
+        error = np.where(
+            reference.statistics[mine, place] == candidate.statistics[theirs, place], error, np.inf
+        )
     floor = _floor(keys, reference.floor[mine], candidate.floor[theirs])
     judged = (floor <= TOO_HIGH) & np.array([_is_judged(leg, key) for key in keys], dtype=bool)
     ratio = np.where(judged, error / np.fmax(floor, LEAST), 0.0)
@@ -85,7 +90,9 @@ def _floor(keys: list[Key], reference: Floats, candidate: Floats) -> Floats:
     Not the larger of the two: a run that computes in too low a precision has a high floor of its own, and must not be
     excused by it.
     """
-    raised = np.fmax(reference, np.minimum(candidate, BORROWED * reference))  # fmax: the reference's where that is NaN
+    raised = np.fmax(
+        reference, np.minimum(candidate, BORROWED * reference)
+    )  # fmax: the reference's where that is NaN
     floor = np.where(np.isnan(reference), candidate, raised)
     scalar = np.array([key.kind in SCALARS for key in keys], dtype=bool)
     exact = np.array([key.kind in EXACT for key in keys], dtype=bool)
@@ -112,4 +119,7 @@ def views(reference: Trace, run: Trace) -> list[View]:
             other = None
         if other is not None:
             found.append(view(leg, other, table))
-    return sorted(found, key=lambda v: (("fed", "state", "free").index(v.leg.mode), v.leg.precision != "fp32", v.leg.start))
+    return sorted(
+        found,
+        key=lambda v: (("fed", "state", "free").index(v.leg.mode), v.leg.precision != "fp32", v.leg.start),
+    )

@@ -22,7 +22,7 @@ MOVES_ONLY = {"clone", "_to_copy", "zeros_like", "empty_like", "cat", "stack", "
               "embedding", "repeat", "new_zeros", "new_empty", "full_like", "slice_backward", "select_backward"}  # fmt: skip
 
 
-class Exact(TorchDispatchMode):
+class Exact(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """In fp64 nothing may be rounded to less: a cast to a lower precision leaves an fp64 tensor as it is."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -36,11 +36,11 @@ class Exact(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
-class Noisy(TorchDispatchMode):
+class Noisy(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Every result y becomes y (1 + u e): u uniform in [-1, 1], e half a unit in the last place of its type."""
 
     def __init__(self, seed: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.seed = seed
         self._generators: dict[torch.device, torch.Generator] = {}
 

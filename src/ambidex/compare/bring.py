@@ -68,7 +68,9 @@ def trace(
         return
     precision = "fp32" if _computes_in_fp32(model) else "fp64"
     identity = uuid.uuid4().hex
-    found = Trace(identity, identity, precision, {Leg("free", 0, precision): table}, recorder.feeds, recorder.shapes)
+    found = Trace(
+        identity, identity, precision, {Leg("free", 0, precision): table}, recorder.feeds, recorder.shapes
+    )
     _refuse_other(folder)
     _write(folder, found)
     card = _card(model, weights, precision, dict(config or {}))
@@ -88,7 +90,10 @@ class _Loop:
             optimizer.register_step_pre_hook(lambda *_: self._gradients()),
             optimizer.register_step_post_hook(lambda *_: self._stepped()),
         ]
-        self._hooks += [w.register_post_accumulate_grad_hook(self._keep) for w in self._names]
+        self._hooks += [
+            w.register_post_accumulate_grad_hook(self._keep)  # type: ignore[no-untyped-call]
+            for w in self._names
+        ]
         recorder.begin(0)
 
     def _keep(self, weight: Tensor) -> None:
@@ -187,6 +192,10 @@ def _card(model: nn.Module, weights: str, precision: str, config: dict[str, Any]
         "threads": torch.get_num_threads(),
         "cpu": {"name": cpu.name, "isa": list(cpu.isa), "cores": cpu.cores, "quota": cpu.quota},
         "numerics": numerics(),
-        "build": {"torch": torch.__version__, "cuda": torch.version.cuda, "python": platform.python_version()},
+        "build": {
+            "torch": torch.__version__,
+            "cuda": torch.version.cuda,
+            "python": platform.python_version(),
+        },
         "system": f"{platform.system()} {platform.machine()}",
     }

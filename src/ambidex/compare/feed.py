@@ -24,7 +24,9 @@ def boundaries(model: nn.Module) -> list[str]:
     names = {name for name, _ in model.named_modules()}
     found = []
     for parent in lists:
-        found += [name for name in names if name.startswith(f"{parent}.") and name[len(parent) + 1 :].isdigit()]
+        found += [
+            name for name in names if name.startswith(f"{parent}.") and name[len(parent) + 1 :].isdigit()
+        ]
         after = parent.rpartition(".")[0] + ".norm"
         found += [after] if after in names else []
     return sorted(found, key=lambda name: [int(p) if p.isdigit() else -1 for p in name.split(".")][-1])
@@ -51,7 +53,9 @@ class Taker:
         self._parts: dict[str, list[Tensor]] = {}
         self._gradients: dict[str, dict[int, Tensor]] = {}
         modules = dict(model.named_modules())
-        self._hooks = [modules[name].register_forward_pre_hook(self._take(name)) for name in boundaries(model)]
+        self._hooks = [
+            modules[name].register_forward_pre_hook(self._take(name)) for name in boundaries(model)
+        ]
 
     def _take(self, name: str) -> Any:
         def hook(module: nn.Module, arguments: tuple[Any, ...]) -> None:
@@ -63,7 +67,9 @@ class Taker:
             parts.append(x.detach().cpu().clone())
             if x.requires_grad:
                 gradients = self._gradients.setdefault(name, {})
-                x.register_hook(lambda found: gradients.update({number: found.detach().cpu().clone()}))
+                x.register_hook(  # type: ignore[no-untyped-call]
+                    lambda found: gradients.update({number: found.detach().cpu().clone()})
+                )
 
         return hook
 
@@ -98,7 +104,8 @@ class Feeder:
             first = self._rows.get(name, 0)
             last = self._rows[name] = first + x.shape[0]
             value, gradient = (
-                self._fed[f"{part}.{name}"][first:last].to(x.device, x.dtype) for part in ("input", "gradient")
+                self._fed[f"{part}.{name}"][first:last].to(x.device, x.dtype)
+                for part in ("input", "gradient")
             )
             if value.shape != x.shape:
                 return None  # more or other rows than the reference had: nothing that could be fed

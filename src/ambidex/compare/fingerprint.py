@@ -10,6 +10,7 @@ since sums in fp32 would be as coarse as what they are to measure. numpy only.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +42,7 @@ def _places() -> NDArray[np.intp]:
     return _table
 
 
+@lru_cache(maxsize=1024)
 def _turn(piece: int) -> NDArray[np.intp]:
     """How the buckets and signs of piece number ``piece`` are permuted: (128,)."""
     number = _mix(np.array([piece + (1 << 40)], dtype=np.uint64))[0] >> np.uint64(57)
@@ -93,9 +95,7 @@ class Sketch:
     def fingerprint(self) -> Fingerprint:
         sums = self._sums[:BUCKETS] - self._sums[BUCKETS:]
         mean = self._total / self.elements if self.elements else 0.0
-        return Fingerprint(
-            self.elements, self._squares**0.5, mean, self._largest, self._not_finite, sums
-        )
+        return Fingerprint(self.elements, self._squares**0.5, mean, self._largest, self._not_finite, sums)
 
 
 def fingerprint(values: NDArray[np.floating]) -> Fingerprint:

@@ -44,7 +44,9 @@ def read(path: Path) -> Folder:
     """Raises Problems (exit 3) where there is no run, or where its card or trace cannot be understood."""
     card = read_card(path)
     file = path / tracefile.TRACE
-    return Folder(path, card, read_metrics(path / "metrics.csv"), tracefile.read(file) if file.exists() else None)
+    return Folder(
+        path, card, read_metrics(path / "metrics.csv"), tracefile.read(file) if file.exists() else None
+    )
 
 
 def read_card(path: Path) -> dict[str, Any]:
@@ -57,10 +59,14 @@ def read_card(path: Path) -> dict[str, Any]:
         if not isinstance(card, dict) or not isinstance(card.get("config"), dict):
             raise ValueError("no card of a run")
     except FileNotFoundError:
-        raise Problems(Problem("There is no run here.", found=f"{path}: no card.json", wanted=wanted), Exit.DATA) from None
+        raise Problems(
+            Problem("There is no run here.", found=f"{path}: no card.json", wanted=wanted), Exit.DATA
+        ) from None
     except (OSError, ValueError, RecursionError) as error:
         found = f"{path / 'card.json'}: {str(error).splitlines()[0]}"
-        raise Problems(Problem("The run's card cannot be read.", found=found, wanted=wanted), Exit.DATA) from None
+        raise Problems(
+            Problem("The run's card cannot be read.", found=found, wanted=wanted), Exit.DATA
+        ) from None
     return card
 
 
@@ -70,7 +76,9 @@ def read_metrics(path: Path) -> list[Row]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             for cells in csv.DictReader(file):
-                row = Row(int(cells["step"]), float(cells["loss"]), float(cells["lr"]), float(cells["grad_norm"]))
+                row = Row(
+                    int(cells["step"]), float(cells["loss"]), float(cells["lr"]), float(cells["grad_norm"])
+                )
                 if not all(map(math.isfinite, (row.loss, row.rate, row.norm))):
                     break
                 rows.append(row)

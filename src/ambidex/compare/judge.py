@@ -77,7 +77,9 @@ def judge(reference: Folder, run: Folder) -> Verdict:
     verdict.first = _weights(reference, run, found)
     if verdict.first is None and not found:
         return _by_metrics(verdict)
-    verdict.first = verdict.first or first_difference(found, reference.rows, run.rows, run.trace.feeds if run.trace else {})
+    verdict.first = verdict.first or first_difference(
+        found, reference.rows, run.rows, run.trace.feeds if run.trace else {}
+    )
     verdict.same = verdict.first is None
     _count(verdict, found)
     return verdict
@@ -92,7 +94,15 @@ def _weights(reference: Folder, run: Folder, found: Sequence[View]) -> Finding |
                 return _finding(view, number, "weights", view.keys[number].name.rpartition(".")[0],
                                 "The first weights are not the same, before anything was computed.")  # fmt: skip
     if before != after and None not in (before, after):
-        return Finding(0, "weights", "", "weights_sha256", "cards", float("inf"), "The hashes of the first weights differ.")
+        return Finding(
+            0,
+            "weights",
+            "",
+            "weights_sha256",
+            "cards",
+            float("inf"),
+            "The hashes of the first weights differ.",
+        )
     return None
 
 
@@ -105,7 +115,11 @@ def first_difference(found: Sequence[View], before: Sequence[Row], after: Sequen
     low = [v for v in found if v.leg.mode == "state" and v.leg.precision != "fp32"]
     free = [v for v in found if v.leg.mode == "free"]
     exact_free = [v for v in free if v.leg.precision == "fp32"]
-    for starts in (fed, [(v, v.leg.start) for v in sharp + exact_free], [(v, v.leg.start) for v in low + free]):
+    for starts in (
+        fed,
+        [(v, v.leg.start) for v in sharp + exact_free],
+        [(v, v.leg.start) for v in low + free],
+    ):
         if finding := _most_upstream(starts, feeds, rate):
             return finding
     for some in (sharp + exact_free, low + free):
@@ -176,7 +190,9 @@ def _loss(view: View, step: int) -> Finding | None:
     whole = round(float(scale[0])) or 1
     tolerance = view.limit * max(LEAST, float(view.floor[dirty[-1]]))
     value_is_clean = view.keys[number].kind != "loss"
-    if rest[0] <= tolerance and (value_is_clean or (whole >= 2 and abs(scale[0] - whole) <= whole * tolerance)):
+    if rest[0] <= tolerance and (
+        value_is_clean or (whole >= 2 and abs(scale[0] - whole) <= whole * tolerance)
+    ):
         words = f"The forward is clean, and every gradient is {scale[0]:.7g} times the reference's."
         return _finding(view, number, "accumulation", "loss", words)
     return _finding(view, number, "loss", "loss", "The forward is the same, the loss or its gradient is not.")
@@ -194,7 +210,11 @@ def _backward(view: View, step: int, feeds: dict[str, list[str]], *, second: boo
     if parameters and len(dirty) >= max(2, MOST * len(parameters)) and flowing_is_clean:
         words = "What flows between the modules is the same; the gradients that are added up from it are not."
         return _finding(view, number, "accumulation", "model", words)
-    words = "Its forward is the same, and so is the gradient that reaches it." if flowing_is_clean or not second else ""
+    words = (
+        "Its forward is the same, and so is the gradient that reaches it."
+        if flowing_is_clean or not second
+        else ""
+    )
     return _finding(view, number, "backward", module, words)
 
 
@@ -207,7 +227,9 @@ def _clip(view: View, step: int) -> Finding | None:
     number = tensors[0] if tensors else dirty[0]
     one = len(tensors) == 1
     module = view.keys[number].name.rpartition(".")[0] if one else "optimizer"
-    return _finding(view, number, "clip", module, "The gradients are the same before clipping and not after it.")
+    return _finding(
+        view, number, "clip", module, "The gradients are the same before clipping and not after it."
+    )
 
 
 def _moments(view: View, step: int) -> Finding | None:
@@ -221,7 +243,9 @@ def _moments(view: View, step: int) -> Finding | None:
         return None
     if _both_scaled(view, by_kind):
         number = dirty["exp_avg"][0]
-        return _finding(view, number, "clip", "optimizer", "Both moments are off as if the gradient had been scaled.")
+        return _finding(
+            view, number, "clip", "optimizer", "Both moments are off as if the gradient had been scaled."
+        )
     kinds = [kind for kind in dirty if dirty[kind]]
     names = {"exp_avg": "first moment", "exp_avg_sq": "second moment", "momentum": "momentum"}
     number = dirty[kinds[0]][0]
@@ -241,7 +265,8 @@ def _both_scaled(view: View, by_kind: dict[str, list[int]]) -> bool:
     tolerance = view.limit * max(LEAST, float(np.nanmax(view.floor[first + second])))
     return bool(
         abs(scale - 1) > tolerance
-        and max(rest_a.max(), rest_b.max(), np.abs(a - scale).max(), np.abs(b - scale**2).max()) <= tolerance * max(1, scale**2)
+        and max(rest_a.max(), rest_b.max(), np.abs(a - scale).max(), np.abs(b - scale**2).max())
+        <= tolerance * max(1, scale**2)
     )
 
 
@@ -261,7 +286,9 @@ def _update(view: View, step: int) -> Finding | None:
     alike = (rest <= view.limit * floor) & (np.abs(scale - common) <= view.limit * floor)
     if len(plain) > 1 and len(names) >= MOST * len(plain) and alike.mean() >= MOST:
         number = max(dirty, key=lambda n: view.ratio[n])
-        return _finding(view, number, "schedule", "optimizer", f"Every update is {common:.7g} times the reference's.")
+        return _finding(
+            view, number, "schedule", "optimizer", f"Every update is {common:.7g} times the reference's."
+        )
     words = "Its forward, its gradient and its moments are the same, so the optimizer step is at fault, not the model."
     return _finding(view, dirty[0], "update", _where(view, dirty, plain), words)
 
@@ -307,7 +334,9 @@ def _by_metrics(verdict: Verdict) -> Verdict:
     verdict.modes = []
     if shared and len(before) == len(after) and all(mine == theirs for mine, theirs in shared):
         verdict.same = True
-        verdict.notes = [f"No trace; but loss, gradient norm and learning rate are equal in every digit over {len(shared)} steps."]
+        verdict.notes = [
+            f"No trace; but loss, gradient norm and learning rate are equal in every digit over {len(shared)} steps."
+        ]
         return verdict
     if rate := _rate(before, after):
         verdict.first, verdict.same = rate, False
@@ -364,7 +393,14 @@ def _not_judged(view: View) -> list[dict[str, Any]]:
         high.append({"mode": mode, "step": unmeasured[0], "tensor": f"all of steps {', '.join(map(str, unmeasured))}",
                      "why": "no floor was measured so late in a free run"})  # fmt: skip
     if view.unmatched and mode != "fed":
-        high.append({"mode": mode, "step": view.leg.start, "tensor": f"{view.unmatched} tensors", "why": "only one of the runs recorded them"})
+        high.append(
+            {
+                "mode": mode,
+                "step": view.leg.start,
+                "tensor": f"{view.unmatched} tensors",
+                "why": "only one of the runs recorded them",
+            }
+        )
     return high
 
 
@@ -378,4 +414,3 @@ def _finding(view: View, number: int, stage: str, module: str, words: str) -> Fi
     tensor = key.name if key.kind in ("loss", "norm") else f"{key.kind.replace('_', ' ')} of {key.name}"
     ratio = float(view.error[number] / LEAST) if view.ratio[number] == 0 else float(view.ratio[number])
     return Finding(key.step, stage, module, tensor, view.leg.mode, ratio, words)
-

@@ -36,7 +36,11 @@ class Watcher(Observer):
         self.recorder.gradients(loss)
         if self._feeder and self._fed:
             self._feeder.feed_gradients(
-                {name.removeprefix("parameter."): t for name, t in self._fed.items() if name.startswith("parameter.")}
+                {
+                    name.removeprefix("parameter."): t
+                    for name, t in self._fed.items()
+                    if name.startswith("parameter.")
+                }
             )
 
     def has_stepped(self, trainer: Trainer, norm: float) -> None:
@@ -71,6 +75,8 @@ def play(trainer: Trainer, state: Checkpoint, watcher: Watcher, count: int,
          arithmetic: AbstractContextManager[object] | None = None, nudged: int = 0) -> None:  # fmt: skip
     """``count`` steps from ``state``, or fewer where the loss stops being finite; the watcher records."""
     trainer.restore(state)
+    for weight in trainer.model.parameters():
+        weight.grad = None  # whatever the trainer itself does about it: every leg begins from the state alone
     if nudged:
         nudge(trainer.model, nudged)
     trainer.observer = watcher
@@ -113,7 +119,7 @@ class Workshop:
         tables: dict[str, Table] = {}
         with suppressing_types(tables):
             recorder = recorder_for(self.exact, steps)
-            play(self.exact, in_double(state), Watcher(recorder), count, Exact())
+            play(self.exact, in_double(state), Watcher(recorder), count, Exact())  # type: ignore[no-untyped-call]
             tables["fp64"] = Table.of(recorder.record)
         noisy, nudged = (1, 3) if self.precision == "fp32" else (4, 0)
         for number in range(1, nudged + 1):

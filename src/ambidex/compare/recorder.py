@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ambidex.compare.fingerprint import Fingerprint, Sketch, fingerprint
+from ambidex.compare.fingerprint import Sketch, fingerprint
 from ambidex.compare.tracefile import Key, Record
 
 STEADY = 0.1  # a share of the second moment's root: elements well below it move by their sign alone
@@ -119,7 +119,7 @@ class Recorder:
         if usual > 0:
             self._whole("steady_update", name, update * (root / (root + STEADY * usual)))
         if second.ndim == 2:
-            unseen = ~second.any(axis=1)
+            unseen: Array = np.logical_not(second.any(axis=1))
             if unseen.any():
                 self._whole("unseen_update", name, update * unseen[:, None])
 
@@ -201,7 +201,7 @@ class Recorder:
                 if name not in self.replaced:
                     self.account(f"{kind}_gradient", name, found, start)
 
-            values.register_hook(gradient)
+            values.register_hook(gradient)  # type: ignore[no-untyped-call]
 
 
 def array(tensor: Tensor, *, copy: bool = False) -> Array:
@@ -217,5 +217,3 @@ def in_backward() -> bool:
     """Whether autograd is at work in this thread. torch has no public name for it."""
     task = getattr(torch._C, "_current_graph_task_id", None)
     return task is not None and task() != -1
-
-

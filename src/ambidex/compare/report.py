@@ -39,7 +39,10 @@ def _paragraph(verdict: Verdict, width: int) -> list[str]:
     if verdict.first is not None:
         lines += _wrapped(verdict.first.words, width) + _inherited(verdict, width)
         if verdict.kind == "both":
-            lines += _wrapped("Version and device both changed: a third run, this build on the CPU, would tell which is at fault.", width)
+            lines += _wrapped(
+                "Version and device both changed: a third run, this build on the CPU, would tell which is at fault.",
+                width,
+            )
     for problem in verdict.problems:
         lines += [f"    {line}" for line in plain(str(problem)).splitlines()]
     for note in verdict.notes:
@@ -47,9 +50,14 @@ def _paragraph(verdict: Verdict, width: int) -> list[str]:
     if verdict.modes:
         lines += _wrapped(_scope(verdict), width)
     lines += _not_judged(verdict, width)
-    lines += [f"    {plain(d.key)}: {plain(_short(d.reference))} -> {plain(_short(d.run))} ({d.matters})" for d in verdict.cards[:SHOWN]]
+    lines += [
+        f"    {plain(d.key)}: {plain(_short(d.reference))} -> {plain(_short(d.run))} ({d.matters})"
+        for d in verdict.cards[:SHOWN]
+    ]
     if len(verdict.cards) > SHOWN:
-        lines.append(f"    and {len(verdict.cards) - SHOWN} more differences between the cards (--json lists them)")
+        lines.append(
+            f"    and {len(verdict.cards) - SHOWN} more differences between the cards (--json lists them)"
+        )
     return lines
 
 
@@ -92,18 +100,30 @@ def _inherited(verdict: Verdict, width: int) -> list[str]:
 
 
 def _scope(verdict: Verdict) -> str:
-    modes = {"free": "free-running (sharp at the first steps only)", "state": "from the same state", "fed": "fed with the reference's tensors"}
+    modes = {
+        "free": "free-running (sharp at the first steps only)",
+        "state": "from the same state",
+        "fed": "fed with the reference's tensors",
+    }
     judged = f"{verdict.judged:,} tensors judged: " + ", ".join(modes[mode] for mode in verdict.modes) + "."
-    near = f" {verdict.near} are close to their limit: train once more to be sure." if verdict.near and verdict.same else ""
+    near = (
+        f" {verdict.near} are close to their limit: train once more to be sure."
+        if verdict.near and verdict.same
+        else ""
+    )
     return judged + near
 
 
 def _not_judged(verdict: Verdict, width: int) -> list[str]:
     lines: list[str] = []
     for one in verdict.not_judged[:SHOWN]:
-        lines += _wrapped(f"not judged ({one['mode']}, step {one['step']}): {plain(one['tensor'])}: {one['why']}", width)
+        lines += _wrapped(
+            f"not judged ({one['mode']}, step {one['step']}): {plain(one['tensor'])}: {one['why']}", width
+        )
     if len(verdict.not_judged) > SHOWN:
-        lines.append(f"    and {len(verdict.not_judged) - SHOWN} more that were not judged (--json lists them)")
+        lines.append(
+            f"    and {len(verdict.not_judged) - SHOWN} more that were not judged (--json lists them)"
+        )
     return lines
 
 

@@ -78,7 +78,9 @@ def save_state(run: Path, state: Checkpoint) -> None:
 
 def save_feed(run: Path, step: int, tensors: dict[str, Tensor], identity: str) -> None:
     """Raises Problems (exit 4) where it cannot be written."""
-    content = safetensors.torch.save({name: t.contiguous() for name, t in tensors.items()}, {"identity": identity})
+    content = safetensors.torch.save(
+        {name: t.contiguous() for name, t in tensors.items()}, {"identity": identity}
+    )
     path = feed_file(run, step)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

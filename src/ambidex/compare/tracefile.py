@@ -74,7 +74,9 @@ class Table:
 
     def only(self, rows: Iterable[int]) -> Table:
         chosen = list(rows)
-        return Table([self.keys[n] for n in chosen], self.statistics[chosen], self.sums[chosen], self.floor[chosen])
+        return Table(
+            [self.keys[n] for n in chosen], self.statistics[chosen], self.sums[chosen], self.floor[chosen]
+        )
 
     def followed_by(self, later: Table) -> Table:
         return Table(
@@ -123,7 +125,15 @@ def read(path: Path) -> Trace:
         return parse(path.read_bytes())
     except OSError as error:
         found = f"{path}: {error.strerror or error}"
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+    except (
+        SafetensorError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        OverflowError,
+    ) as error:
         found = f"{path}: {_short(error)}"
     raise Problems(
         Problem("The trace cannot be read.", found=found, wanted=f"a trace of format {FORMAT}, written by ambidex train --trace",
@@ -137,11 +147,17 @@ def parse(content: bytes) -> Trace:
     for name, kind, width in (("index", np.uint8, None), ("statistics", np.float64, len(STATISTICS)),
                               ("sums", np.float64, BUCKETS), ("floor", np.float64, None)):  # fmt: skip
         array = arrays[name]
-        if array.dtype != kind or array.ndim != (1 if width is None else 2) or (width and array.shape[1] != width):
+        if (
+            array.dtype != kind
+            or array.ndim != (1 if width is None else 2)
+            or (width and array.shape[1] != width)
+        ):
             raise ValueError(f"{name} is {array.dtype} of shape {array.shape}")
     index = json.loads(arrays["index"].tobytes())
     if not isinstance(index, dict) or index.get("format") != FORMAT:
-        raise ValueError(f"format {index.get('format') if isinstance(index, dict) else '?'} instead of {FORMAT}")
+        raise ValueError(
+            f"format {index.get('format') if isinstance(index, dict) else '?'} instead of {FORMAT}"
+        )
     trace = Trace(
         _text(index["identity"]), _text(index["origin"]), _one_of(index["precision"], PRECISIONS),
         feeds={_text(name): [_text(n) for n in names] for name, names in index["feeds"].items()},
@@ -150,11 +166,19 @@ def parse(content: bytes) -> Trace:
     )  # fmt: skip
     first = 0
     for described in index["legs"]:
-        leg = Leg(_one_of(described["mode"], MODES), _count(described["start"]), _one_of(described["precision"], PRECISIONS))
+        leg = Leg(
+            _one_of(described["mode"], MODES),
+            _count(described["start"]),
+            _one_of(described["precision"], PRECISIONS),
+        )
         keys = [Key(_count(step), _text(kind), _text(name)) for step, kind, name in described["rows"]]
         rows = slice(first, first + len(keys))
         table = Table(keys, arrays["statistics"][rows], arrays["sums"][rows], arrays["floor"][rows])
-        if len(table.floor) != len(keys) or len(table.sums) != len(keys) or len(table.statistics) != len(keys):
+        if (
+            len(table.floor) != len(keys)
+            or len(table.sums) != len(keys)
+            or len(table.statistics) != len(keys)
+        ):
             raise ValueError("it names more rows than it holds")
         if len(table.row) != len(keys) or leg in trace.legs:
             raise ValueError("it names a row twice")

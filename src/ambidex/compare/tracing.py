@@ -21,7 +21,9 @@ from ambidex.trainer import Observer, Trainer
 
 PROBES = (0, 1, 2, 4, 8, 9, 16, 32, 64)
 LATE_START = 8  # the state after the first one from which two steps are taken
-FREE_STEPS = {"fp32": 10}  # how far the floor of the free run is measured; a bf16 run's is near 1 soon after step 1
+FREE_STEPS = {
+    "fp32": 10
+}  # how far the floor of the free run is measured; a bf16 run's is near 1 soon after step 1
 FEW_STEPS = 2
 
 
@@ -78,14 +80,23 @@ class Tracing(Observer):
             self._write()
 
     def _before_first_step(self, trainer: Trainer) -> None:
-        state, count = trainer.snapshot(), min(FREE_STEPS.get(self._native, FEW_STEPS), trainer.settings.steps)
-        line("trace", f"measuring the rounding floor of the first {count} steps, by the same steps in fp64 and with noise")
+        state, count = (
+            trainer.snapshot(),
+            min(FREE_STEPS.get(self._native, FEW_STEPS), trainer.settings.steps),
+        )
+        line(
+            "trace",
+            f"measuring the rounding floor of the first {count} steps, by the same steps in fp64 and with noise",
+        )
         workshop = Workshop(self._rebuild, self._device, self._native)
         self._free_floor = workshop.floor_tables(state, {s for s in self._recorder.steps if s < count}, count)
         self._trace.floor_legs = list(self._free_floor)
         del workshop
         if self._reference is not None:
-            line("trace", f"two steps from each state of {self._reference.path}, and the same steps fed with its tensors")
+            line(
+                "trace",
+                f"two steps from each state of {self._reference.path}, and the same steps fed with its tensors",
+            )
             for step in self._reference.steps:
                 self._examine(self._reference.state(step), keep_feed=False)
         elif self._native != "fp32" and not self._keeps_states:
@@ -119,7 +130,9 @@ class Tracing(Observer):
 
     def _write(self) -> None:
         free = with_floor(Table.of(self._recorder.record), self._free_floor)
-        self._trace.legs[Leg("free", 0, self._native)] = self._earlier.followed_by(free) if self._earlier else free
+        self._trace.legs[Leg("free", 0, self._native)] = (
+            self._earlier.followed_by(free) if self._earlier else free
+        )
         self._trace.feeds.update(self._recorder.feeds)
         self._trace.shapes.update(self._recorder.shapes)
         try:
