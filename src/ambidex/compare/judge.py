@@ -9,7 +9,7 @@ are asked only when those that have not are clean.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -44,6 +44,7 @@ class Finding:
     mode: str
     ratio: float
     words: str = ""
+    factor: float = 1.0  # of a schedule: every update is so many times the reference's
 
 
 @dataclass
@@ -137,13 +138,18 @@ def _most_upstream(places: Iterable[tuple[View, int]], feeds: dict[str, list[str
     if not found:
         return None
     first = min(found, key=lambda f: STAGES.index(f.stage))
-    schedules = {f.words for f in found if f.stage == "schedule"}
-    if first.stage == "schedule" and len(schedules) > 1 and rate is None:
+    scales = [f.factor for f in found if f.stage == "schedule"]
+    if first.stage == "schedule" and rate is None and _changes(scales):
         words = "All updates are off by a factor that changes from step to step, as where a bias correction is missing."
         return Finding(first.step, "update", first.module, first.tensor, first.mode, first.ratio, words)
     if rate is not None and STAGES.index(first.stage) >= STAGES.index("update") and rate.step <= first.step:
         return rate
     return first
+
+
+def _changes(scales: Sequence[float]) -> bool:
+    """Whether the factors of several steps are clearly not one and the same: a rate that is off is off everywhere."""
+    return max(scales) - min(scales) > 0.1 * max(abs(scale - 1) for scale in scales)
 
 
 def _at_step(view: View, step: int, feeds: dict[str, list[str]], *, second: bool) -> Finding | None:
@@ -286,9 +292,8 @@ def _update(view: View, step: int) -> Finding | None:
     alike = (rest <= view.limit * floor) & (np.abs(scale - common) <= view.limit * floor)
     if len(plain) > 1 and len(names) >= MOST * len(plain) and alike.mean() >= MOST:
         number = max(dirty, key=lambda n: view.ratio[n])
-        return _finding(
-            view, number, "schedule", "optimizer", f"Every update is {common:.7g} times the reference's."
-        )
+        words = f"Every update is {common:.7g} times the reference's."
+        return replace(_finding(view, number, "schedule", "optimizer", words), factor=common)
     words = "Its forward, its gradient and its moments are the same, so the optimizer step is at fault, not the model."
     return _finding(view, dirty[0], "update", _where(view, dirty, plain), words)
 

@@ -98,7 +98,10 @@ class Tracing(Observer):
                 f"two steps from each state of {self._reference.path}, and the same steps fed with its tensors",
             )
             for step in self._reference.steps:
-                self._examine(self._reference.state(step), keep_feed=False)
+                from_there = self._reference.state(step)
+                if self._keeps_states:  # for a third run: the reference's states, and what this build makes of them
+                    states.save_state(self._run.path, from_there)
+                self._examine(from_there, keep_feed=self._keeps_states)
         elif self._native != "fp32" and not self._keeps_states:
             self._examine(state, keep_feed=False)
         trainer.device.set_numerics()
