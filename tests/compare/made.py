@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def keys_of(step: int) -> list[Key]:
 
 
 def tensor(key: Key) -> np.ndarray:
-    seed = int.from_bytes("".join(map(str, key)).encode()[-8:], "little")
+    seed = int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "little")
     return np.random.Generator(np.random.Philox(seed)).standard_normal(1 if key.kind in ("loss", "norm") else 300)
 
 

@@ -193,12 +193,10 @@ def _loss(view: View, step: int) -> Finding | None:
         return None
     number = dirty[0]
     scale, rest = _factors(view, [dirty[-1]])
-    whole = round(float(scale[0])) or 1
     tolerance = view.limit * max(LEAST, float(view.floor[dirty[-1]]))
-    value_is_clean = view.keys[number].kind != "loss"
-    if rest[0] <= tolerance and (
-        value_is_clean or (whole >= 2 and abs(scale[0] - whole) <= whole * tolerance)
-    ):
+    times = max(abs(float(scale[0])), 1 / max(abs(float(scale[0])), LEAST))  # twice, or half
+    whole = round(times)
+    if rest[0] <= tolerance and whole >= 2 and abs(times - whole) <= whole * tolerance:
         words = f"The forward is clean, and every gradient is {scale[0]:.7g} times the reference's."
         return _finding(view, number, "accumulation", "loss", words)
     return _finding(view, number, "loss", "loss", "The forward is the same, the loss or its gradient is not.")
