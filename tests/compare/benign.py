@@ -45,7 +45,9 @@ def replaced(owner: Any, name: str, by: Callable[..., Any]) -> Callable[[Patch],
     return lambda patch: patch.setattr(owner, name, by)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: None = None, is_causal: bool = False, **_: Any) -> Tensor:
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, attn_mask: None = None, is_causal: bool = False, **_: Any
+) -> Tensor:
     scores = (q @ k.mT) * q.shape[-1] ** -0.5
     if is_causal:
         allowed = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()

@@ -40,7 +40,9 @@ def train(tmp_path_factory: pytest.TempPathFactory, text: Path) -> Iterator[Trai
         out = tmp_path_factory.mktemp("run") / "run"
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("AMBIDEX_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-            if not floor:  # the candidate's own floor can only raise a limit, so the verdict is the harsher without it
+            if (
+                not floor
+            ):  # the candidate's own floor can only raise a limit, so the verdict is the harsher without it
                 patch.setattr(legs.Workshop, "floor_tables", lambda *_: {})
             else:
                 patch.setattr(legs.Workshop, "floor_tables", measured)

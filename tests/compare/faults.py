@@ -40,7 +40,9 @@ def around(owner: Any, name: str, change: Callable[..., Any]) -> Callable[[Patch
     return plant
 
 
-def in_layer(part: str, layer: int, change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Patch], None]:
+def in_layer(
+    part: str, layer: int, change: Callable[[torch.Tensor], torch.Tensor]
+) -> Callable[[Patch], None]:
     """Change what a part of one layer puts out: a subclass's forward, so that hooks see it as the module's own."""
 
     def build(original: Any, *a: Any, **k: Any) -> Any:
@@ -141,7 +143,9 @@ def forgetful(original: Any, self: Any, rate: float) -> None:
 
 def smoothed(original: Any, head: Any, hidden: Any, targets: Any) -> Any:
     logits = head.logits(hidden).flatten(0, 1).float()
-    return F.cross_entropy(logits, targets.flatten(), ignore_index=-100, reduction="sum", label_smoothing=1e-4)
+    return F.cross_entropy(
+        logits, targets.flatten(), ignore_index=-100, reduction="sum", label_smoothing=1e-4
+    )
 
 
 def shifted(original: Any, self: Any, step: int) -> Any:

@@ -36,10 +36,14 @@ def keys_of(step: int) -> list[Key]:
 
 def tensor(key: Key) -> np.ndarray:
     seed = int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "little")
-    return np.random.Generator(np.random.Philox(seed)).standard_normal(1 if key.kind in ("loss", "norm") else 300)
+    return np.random.Generator(np.random.Philox(seed)).standard_normal(
+        1 if key.kind in ("loss", "norm") else 300
+    )
 
 
-def table(changed: dict[Key, float] | None = None, steps: tuple[int, ...] = (0, 1), floor: float = FLOOR) -> Table:
+def table(
+    changed: dict[Key, float] | None = None, steps: tuple[int, ...] = (0, 1), floor: float = FLOOR
+) -> Table:
     """A recording in which the tensors of ``changed`` are off by so many times the floor, in a random direction."""
     record: Record = {}
     for step in steps:

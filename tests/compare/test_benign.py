@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 from benign import BENIGN, ENVIRONMENTS, Benign
-from conftest import SMALL
-from tiny import ambidex, flags
 
 from ambidex.compare.command import compare
+from conftest import SMALL
+from tiny import ambidex, flags
 
 QUICK = ("micro-batches of 2", "attention by hand", "unfused AdamW, one tensor at a time")
 

@@ -31,7 +31,9 @@ def example() -> Any:
     return module
 
 
-def test_the_example_is_the_same_in_another_layout_and_different_when_broken(example: Any, tmp_path: Path) -> None:
+def test_the_example_is_the_same_in_another_layout_and_different_when_broken(
+    example: Any, tmp_path: Path
+) -> None:
     example.train(tmp_path / "plain")
     example.train(tmp_path / "other", layout=torch.channels_last)
     example.train(tmp_path / "broken", broken=True)

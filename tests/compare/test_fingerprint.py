@@ -24,7 +24,9 @@ def apart(a: np.ndarray, b: np.ndarray) -> float:
 
 @settings(deadline=None, max_examples=40)
 @given(st.integers(1, 3000), st.lists(st.integers(0, 3000), max_size=6), st.randoms(use_true_random=False))
-def test_any_split_in_any_order_gives_the_same_fingerprint(count: int, cuts: list[int], order: object) -> None:
+def test_any_split_in_any_order_gives_the_same_fingerprint(
+    count: int, cuts: list[int], order: object
+) -> None:
     values = numbers(count)
     places = sorted({0, count, *(cut for cut in cuts if cut < count)})
     parts = list(zip(places, places[1:]))
@@ -98,4 +100,7 @@ def test_buckets_and_signs_are_the_same_bytes_everywhere() -> None:
     digest = hashlib.sha256(room._places().astype("<i8").tobytes()).hexdigest()
     assert digest == "a8c25556910650a6718f4b3197d3abd489e8f00b13bf129c0ae7801869b3a2f6"
     turns = np.stack([room._turn(piece) for piece in range(64)]).astype("<i8")
-    assert hashlib.sha256(turns.tobytes()).hexdigest() == "5b00d8d7bcc923166f0b5511db7b83f249510b7de7d98a953ed7a7ff45bddc3a"
+    assert (
+        hashlib.sha256(turns.tobytes()).hexdigest()
+        == "5b00d8d7bcc923166f0b5511db7b83f249510b7de7d98a953ed7a7ff45bddc3a"
+    )

@@ -41,7 +41,13 @@ def test_of_several_the_most_upstream_stage_is_blamed(changed: set[Key]) -> None
 
 
 @settings(deadline=None, max_examples=30)
-@given(st.dictionaries(st.sampled_from([k for k in keys_of(0) + keys_of(1) if k.kind != "tokens"]), st.floats(0, 2), max_size=30))
+@given(
+    st.dictionaries(
+        st.sampled_from([k for k in keys_of(0) + keys_of(1) if k.kind != "tokens"]),
+        st.floats(0, 2),
+        max_size=30,
+    )
+)
 def test_nothing_below_its_limit_is_called_different(changed: dict[Key, float]) -> None:
     verdict = judge(folder("a"), folder("b", legs={FREE: table(changed)}))
     assert verdict.same is True
@@ -80,7 +86,9 @@ def test_all_gradients_wrong_with_clean_flow_between_modules_is_the_loops_fault(
 
 
 def test_a_forward_that_differs_only_after_a_clean_step_is_stale() -> None:
-    first = judge(folder("a"), folder("b", legs={FREE: table({Key(1, "output", "model.layers.0.mlp"): 100.0})})).first
+    first = judge(
+        folder("a"), folder("b", legs={FREE: table({Key(1, "output", "model.layers.0.mlp"): 100.0})})
+    ).first
     assert first is not None
     assert (first.stage, first.module, first.step) == ("stale", "model.layers.0.mlp", 1)
 
@@ -127,7 +135,11 @@ def test_more_numbers_that_are_not_finite_are_a_difference() -> None:
 
 @pytest.mark.parametrize(
     ("card", "word"),
-    [({"config": {"seed": 1, "layers": 2}}, "--seed"), ({"data": {"hash": "e"}}, "data hash"), ({"precision": "bf16"}, "bf16")],
+    [
+        ({"config": {"seed": 1, "layers": 2}}, "--seed"),
+        ({"data": {"hash": "e"}}, "data hash"),
+        ({"precision": "bf16"}, "bf16"),
+    ],
 )
 def test_other_trainings_cannot_be_compared_and_the_reason_is_given(card: dict, word: str) -> None:
     verdict = judge(folder("a"), folder("b", card=card))

@@ -13,7 +13,10 @@ from ambidex.compare.tracefile import Key
 from ambidex.errors import Exit
 
 SAME = judge(folder("a"), folder("b"))
-DIFFERENT = judge(folder("a"), folder("b", legs={FREE: table({Key(0, "update", "model.layers.1.self_attn.q_proj.weight"): 212.0})}))
+DIFFERENT = judge(
+    folder("a"),
+    folder("b", legs={FREE: table({Key(0, "update", "model.layers.1.self_attn.q_proj.weight"): 212.0})}),
+)
 IMPOSSIBLE = judge(folder("a"), folder("b", card={"precision": "bf16"}))
 
 
@@ -29,12 +32,27 @@ def test_the_exit_code_says_same_different_or_not_comparable(verdicts: list, cod
 def test_the_json_has_the_keys_of_the_contract(verdict: object) -> None:
     found = json.loads(report.as_json([verdict]))  # type: ignore[list-item]
     assert found["schema"] == 1
-    assert set(found["pairs"][0]) >= {"reference", "run", "kind", "same", "modes", "first", "downstream", "not_judged", "cards"}
+    assert set(found["pairs"][0]) >= {
+        "reference",
+        "run",
+        "kind",
+        "same",
+        "modes",
+        "first",
+        "downstream",
+        "not_judged",
+        "cards",
+    }
 
 
 def test_a_first_difference_says_where_and_how_far() -> None:
     first = json.loads(report.as_json([DIFFERENT]))["pairs"][0]["first"]
-    assert (first["step"], first["stage"], first["module"], first["mode"]) == (0, "update", "model.layers.1.self_attn.q_proj", "free")
+    assert (first["step"], first["stage"], first["module"], first["mode"]) == (
+        0,
+        "update",
+        "model.layers.1.self_attn.q_proj",
+        "free",
+    )
     assert 150 < first["ratio"] < 280
 
 
@@ -60,7 +78,10 @@ def test_names_from_a_hostile_run_cannot_steer_the_terminal() -> None:
         one.keys[:] = [Key(k.step, k.kind, evil) if k.name == "model.layers.0.mlp" else k for k in one.keys]
         one.__post_init__()
     run.sums[run.row[Key(0, "output", evil)]] *= 2
-    verdict = judge(folder("a\x1b[31m", legs={FREE: reference}), folder("b", legs={FREE: run}, card={"threads": "\x1b]0;x\x07"}))
+    verdict = judge(
+        folder("a\x1b[31m", legs={FREE: reference}),
+        folder("b", legs={FREE: run}, card={"threads": "\x1b]0;x\x07"}),
+    )
     text = report.text([verdict]) + report.as_json([verdict])
     assert verdict.same is False
     assert not [c for c in text if c != "\n" and not c.isprintable()]

@@ -38,7 +38,12 @@ def test_a_trace_comes_back_as_it_was_written(tmp_path: Path) -> None:
     path = tmp_path / "trace.safetensors"
     path.write_bytes(WRITTEN)
     found, written = tracefile.read(path), a_trace()
-    assert (found.identity, found.precision, found.feeds, found.shapes) == ("me", "fp32", {"a": ["b"]}, {"output a": [4, 5]})
+    assert (found.identity, found.precision, found.feeds, found.shapes) == (
+        "me",
+        "fp32",
+        {"a": ["b"]},
+        {"output a": [4, 5]},
+    )
     for leg, one in written.legs.items():
         assert found.legs[leg].keys == one.keys
         assert np.array_equal(found.legs[leg].sums, one.sums)
@@ -58,7 +63,9 @@ def test_any_bytes_end_in_a_sentence(tmp_path: Path, content: bytes) -> None:
 def test_a_damaged_trace_is_read_or_refused_and_nothing_else(tmp_path: Path, data: st.DataObject) -> None:
     content = bytearray(WRITTEN)
     for _ in range(data.draw(st.integers(1, 4))):
-        content[data.draw(st.integers(0, 3000) | st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+        content[data.draw(st.integers(0, 3000) | st.integers(0, len(content) - 1))] = data.draw(
+            st.integers(0, 255)
+        )
     cut = data.draw(st.just(len(content)) | st.integers(0, len(content)))
     path = tmp_path / "trace.safetensors"
     path.write_bytes(bytes(content[:cut]))
@@ -139,6 +146,8 @@ def test_a_card_that_is_none_is_refused(content: bytes, tmp_path: Path) -> None:
 @given(st.text(max_size=200))
 def test_metrics_are_read_as_far_as_they_are_numbers(tmp_path: Path, tail: str) -> None:
     path = tmp_path / "metrics.csv"
-    path.write_text("step,loss,lr,grad_norm\n1,2.5,0.001,1.0\n" + tail, "utf-8", errors="surrogatepass", newline="")
+    path.write_text(
+        "step,loss,lr,grad_norm\n1,2.5,0.001,1.0\n" + tail, "utf-8", errors="surrogatepass", newline=""
+    )
     rows = folder.read_metrics(path)
     assert all(np.isfinite(row.loss) for row in rows)

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import SMALL
 
 import ambidex
 from ambidex.compare import tracefile
@@ -16,6 +15,7 @@ from ambidex.compare.fingerprint import errors
 from ambidex.compare.tracefile import Leg
 from ambidex.errors import Exit, Problems
 from ambidex.runs import Run
+from conftest import SMALL
 
 
 def losses(path: Path) -> list[tuple[float, float]]:
@@ -26,7 +26,9 @@ def test_a_traced_training_is_bit_for_bit_the_untraced_one(train: Any, reference
     assert losses(train(trace=False)) == losses(reference)
 
 
-def test_without_trace_nothing_is_written_and_no_hook_is_left(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_trace_nothing_is_written_and_no_hook_is_left(
+    train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from torch import nn
 
     def refuse(*_: object, **__: object) -> None:
@@ -69,7 +71,9 @@ def test_every_floor_of_the_first_steps_is_measured_and_small(reference: Path) -
     free = trace.legs[Leg("free", 0, "fp32")]
     outputs = [free.floor[row] for row, key in enumerate(free.keys) if key.step == 0 and key.kind == "output"]
     assert 1e-8 < float(np.median(outputs)) < 1e-5
-    updates = [free.floor[row] for row, key in enumerate(free.keys) if key.step < 10 and key.kind == "steady_update"]
+    updates = [
+        free.floor[row] for row, key in enumerate(free.keys) if key.step < 10 and key.kind == "steady_update"
+    ]
     assert 0 < max(updates) < 1e-2
 
 

@@ -29,7 +29,9 @@ def write_run(path: Path, changed: dict[Key, float] | None = None) -> None:
 
 
 def compare(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", WITHOUT, "compare", *words], capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", WITHOUT, "compare", *words], capture_output=True, text=True, check=False
+    )
 
 
 def test_traces_are_judged_without_torch(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ UPDATES = ("steady_update", "update", "unseen_update")
 NO_MOMENTS = {"tokens", "targets", "weight", "input", "output", "loss", "input_gradient", "output_gradient", "gradient",
               "norm", "clipped", *UPDATES}  # fmt: skip
 MOST = 0.9  # of the tensors of a kind: then it is no tensor's fault but the loop's
+HALF = 0.5  # of the updates, and nearly all others agree with their factor: then it is the rate
 SAME_RATE = 1e-9  # relative: rates are computed in fp64 on the host by the same formula
 
 
@@ -286,9 +287,10 @@ def _update(view: View, step: int) -> Finding | None:
         return _finding(view, dirty[0], "update", _where(view, dirty, rows), words)
     scale, rest = _factors(view, plain)
     floor = np.fmax(LEAST, np.where(np.isnan(view.floor[plain]), LEAST, view.floor[plain]))
-    common = float(np.median(scale))
+    moved = np.array([view.keys[n].name in names for n in plain], dtype=bool)
+    common = float(np.median(scale[moved])) if moved.any() else 1.0
     alike = (rest <= view.limit * floor) & (np.abs(scale - common) <= view.limit * floor)
-    if len(plain) > 1 and len(names) >= MOST * len(plain) and alike.mean() >= MOST:
+    if len(plain) > 1 and moved.mean() >= HALF and alike.mean() >= MOST:
         number = max(dirty, key=lambda n: view.ratio[n])
         words = f"Every update is {common:.7g} times the reference's."
         return replace(_finding(view, number, "schedule", "optimizer", words), factor=common)

@@ -99,7 +99,9 @@ class Tracing(Observer):
             )
             for step in self._reference.steps:
                 from_there = self._reference.state(step)
-                if self._keeps_states:  # for a third run: the reference's states, and what this build makes of them
+                if (
+                    self._keeps_states
+                ):  # for a third run: the reference's states, and what this build makes of them
                     states.save_state(self._run.path, from_there)
                 self._examine(from_there, keep_feed=self._keeps_states)
         elif self._native != "fp32" and not self._keeps_states:
