@@ -84,6 +84,8 @@ def judge(reference: Folder, run: Folder) -> Verdict:
     )
     verdict.same = verdict.first is None
     _count(verdict, found)
+    if verdict.same and not any(view.compared() for view in found):
+        verdict.same, verdict.problems = None, [_no_floor()]
     return verdict
 
 
@@ -352,6 +354,14 @@ def _by_metrics(verdict: Verdict) -> Verdict:
                 fix="train both again with --trace; add --trace-states to the reference and --from-trace to the other for a sharper view")
     ]  # fmt: skip
     return verdict
+
+
+def _no_floor() -> Problem:
+    return Problem(
+        "The traces have no floor to judge by.", found="no tensor that both recorded has one",
+        wanted="a floor for the first steps: a training repeated with other roundings",
+        fix="ambidex train --trace measures one; with ambidex.trace, run the same loop again with leg=1, 2 and 3",
+    )  # fmt: skip
 
 
 def _where_losses_part(shared: Sequence[tuple[Row, Row]]) -> str:

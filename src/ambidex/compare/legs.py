@@ -74,6 +74,7 @@ def recorder_for(trainer: Trainer, steps: set[int]) -> Recorder:
 def play(trainer: Trainer, state: Checkpoint, watcher: Watcher, count: int,
          arithmetic: AbstractContextManager[object] | None = None, nudged: int = 0) -> None:  # fmt: skip
     """``count`` steps from ``state``, or fewer where the loss stops being finite; the watcher records."""
+    trainer.device.set_numerics()  # an exact leg on the CPU may have set others
     trainer.restore(state)
     for weight in trainer.model.parameters():
         weight.grad = None  # whatever the trainer itself does about it: every leg begins from the state alone

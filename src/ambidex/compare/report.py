@@ -68,6 +68,8 @@ def _headline(verdict: Verdict) -> str:
         return f"DIFFERENT at step {verdict.first.step}, {_place(verdict.first)}: {_times(verdict.first)}"
     if verdict.worst is None:
         return "the same"
+    if verdict.worst.ratio == 0:
+        return "the same, bit for bit in everything that was recorded"
     return f"the same: worst tensor {verdict.worst.ratio:.2g}x the rounding floor"
 
 

@@ -66,6 +66,7 @@ class Tracing(Observer):
             states.save_state(self._run.path, state)
             line("trace", f"the state at step {trainer.step}, two steps from it, and their floor")
             self._examine(state, keep_feed=True)
+            trainer.device.set_numerics()
 
     def begins(self, trainer: Trainer, inputs: NDArray[np.int64], targets: NDArray[np.int64]) -> None:
         self._watcher.begins(trainer, inputs, targets)
