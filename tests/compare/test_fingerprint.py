@@ -58,9 +58,7 @@ def test_the_estimated_difference_is_within_a_third_of_the_true_one(size: float)
         assert true * 0.67 < apart(values, other) < true * 1.5
 
 
-@pytest.mark.parametrize(
-    "change", [lambda x: -x, lambda x: x[::-1].copy(), lambda x: np.roll(x, 1), np.sort]
-)
+@pytest.mark.parametrize("change", [lambda x: -x, lambda x: x[::-1].copy(), lambda x: np.roll(x, 1), np.sort])
 def test_what_a_norm_does_not_see_a_fingerprint_does(change: object) -> None:
     values = numbers(4096)
     assert np.linalg.norm(change(values)) == pytest.approx(np.linalg.norm(values))  # type: ignore[operator]
