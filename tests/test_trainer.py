@@ -56,7 +56,7 @@ def test_the_gradient_is_that_of_the_mean_loss_per_token(trainer):
     mean = torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.from_numpy(targets.copy()).flatten())
     mean.backward()
     assert loss == pytest.approx(float(mean.detach()), rel=1e-6)
-    assert torch.allclose(found, trainer.model.model.embed_tokens.weight.grad, rtol=1e-4, atol=1e-7)
+    assert torch.allclose(found, trainer.model.model.embed_tokens.weight.grad, rtol=1e-3, atol=1e-6)
 
 
 def test_the_first_loss_is_near_that_of_guessing_among_all_bytes(trainer):
@@ -69,6 +69,18 @@ def test_a_learnable_text_is_learnt(story, tmp_path):
     for _ in range(60):
         trainer.update()
     assert trainer.evaluate() < first - 2.0
+
+
+def test_each_step_trains_on_its_own_batch_at_its_own_rate_and_says_so(trainer, monkeypatch):
+    asked: list[int] = []
+    used: list[float] = []
+    batch, step = trainer.batches.batch, trainer.optimizer.step
+    monkeypatch.setattr(trainer.batches, "batch", lambda number: asked.append(number) or batch(number))
+    monkeypatch.setattr(trainer.optimizer, "step", lambda rate: used.append(rate) or step(rate))
+    rows = [trainer.update() for _ in range(5)]
+    assert asked == [0, 1, 2, 3, 4]
+    assert used == [row.lr for row in rows] == [trainer.schedule.at(number) for number in range(5)]
+    assert len(set(used)) > 3
 
 
 def test_evaluating_changes_nothing_that_is_trained(story, tmp_path):

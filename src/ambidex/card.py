@@ -33,6 +33,8 @@ def new_card(trainer: Trainer, choice: Choice) -> dict[str, Any]:
             "train_tokens": tokens.train_tokens,
             "validation_tokens": tokens.validation_tokens,
             "bytes": tokens.train_bytes + tokens.validation_bytes,
+            "documents": tokens.summary.documents,
+            "vocabulary_size": tokens.tokenizer.vocabulary_size,
         },
         "cpu": {"name": cpu.name, "isa": list(cpu.isa), "cores": cpu.cores, "quota": cpu.quota},
         "numerics": numerics(),

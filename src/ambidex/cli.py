@@ -86,7 +86,7 @@ def overview() -> str:
 
 
 def doctor(arguments: list[str]) -> int:
-    from ambidex.device import doctor as room
+    from ambidex.device import command as room
 
     parser = Parser(prog="ambidex doctor", description=COMMANDS["doctor"], allow_abbrev=False)
     room.add_arguments(parser)
@@ -94,11 +94,11 @@ def doctor(arguments: list[str]) -> int:
 
 
 def variants(arguments: list[str]) -> int:
-    from ambidex.device import variants as room
+    from ambidex.device import command as room
 
     parser = Parser(prog="ambidex variants", description=COMMANDS["variants"], allow_abbrev=False)
-    room.add_arguments(parser)
-    return room.run(parser.parse_args(arguments))
+    room.add_variants_arguments(parser)
+    return room.run_variants(parser.parse_args(arguments))
 
 
 def train(arguments: list[str]) -> int:

@@ -17,7 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ambidex.device import cpu as processor
 from ambidex.errors import Exit, Problem, Problems
+from ambidex.products import Products, has_onednn_product, using
 
 Module = TypeVar("Module", bound=nn.Module)
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -55,12 +57,20 @@ class Device:
         self.torch_device = torch.device(name)
         torch.set_num_threads(threads)
         self.set_numerics()
+        self.products = self._products()
         if self.kind == "cpu":
             keep_pages()
 
     def set_numerics(self) -> None:
         """Set this device's switches; call it again after another Device was made in the same process."""
         _set_numerics(self.kind)
+
+    def _products(self) -> Products | None:
+        """By rule, never by a stopwatch, so that a run's numbers do not depend on how busy the machine was."""
+        if self.kind != "cpu" or self.precision == "fp16":
+            return None
+        low = PRECISIONS[self.precision] if self.precision != "fp32" else None
+        return Products(low, onednn=exact_products() == "oneDNN")
 
     def place(self, module: Module) -> Module:
         return module.to(self.torch_device)
@@ -76,13 +86,21 @@ class Device:
                 module,
                 f"no: torch.compile needs {compiler}, which is not installed; training goes on without",
             )
+        self.products = None  # the compiler makes its own
         torch.use_deterministic_algorithms(True, warn_only=self.kind != "cpu")
         return torch.compile(module), "yes: the first step takes longer"
 
     def autocast(self) -> AbstractContextManager[object]:
+        """The precision of products, and on a CPU who does them, for what is computed inside."""
+        if self.products is not None:
+            return using(self.products)
         if self.precision == "fp32":
             return nullcontext()
         return torch.autocast(self.kind, dtype=PRECISIONS[self.precision])
+
+    def muon_precision(self) -> torch.dtype:
+        """bf16 where the model's products are, as Muon's authors have it; else fp32."""
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
 
     def loss_scale(self) -> LossScale:
         return LossScale(2.0**16, moves=True) if self.precision == "fp16" else LossScale()
@@ -165,9 +183,20 @@ def numerics() -> dict[str, object]:
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
         "cuda_allow_tf32": torch.backends.cuda.matmul.allow_tf32,
         "cudnn_allow_tf32": torch.backends.cudnn.allow_tf32,
+        "fp32_products": exact_products(),
         "mkldnn": bool(torch.backends.mkldnn.enabled),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
     }
+
+
+def exact_products() -> str:
+    """Which library multiplies fp32 matrices on the CPU: oneDNN, or torch's default, by rule.
+
+    On AMD, MKL, torch's default on x86, leaves AVX-512 idle: on one Zen 5 oneDNN gave 2.3 times as much, on one Zen 4
+    1.2 to 1.6 times; without AVX-512 it gave no more (docs/experiments.md).
+    """
+    wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return "oneDNN" if wide and "AMD" in processor.look().name and has_onednn_product() else "torch's default"
 
 
 def keep_pages() -> bool:

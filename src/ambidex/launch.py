@@ -129,8 +129,7 @@ def prepare_text(settings: Settings) -> Tokens:
         settings.data, tokenizer=settings.tokenizer, vocabulary_size=settings.vocabulary_size, field=settings.field,
         validation_fraction=settings.validation_fraction, cache=default_cache(os.environ), progress=sys.stderr.isatty(),
     )  # fmt: skip
-    size = plan.spell_bytes(tokens.train_bytes + tokens.validation_bytes)
-    line("text", f"{', '.join(settings.data)}: {size}, {tokens.train_tokens:,} tokens to learn from and "
+    line("text", f"{tokens.summary}; {tokens.train_tokens:,} tokens to learn from and "
                  f"{tokens.validation_tokens:,} held out; sha256 {tokens.data_hash[:12]}")  # fmt: skip
     return tokens
 
@@ -169,6 +168,7 @@ def build(settings: Settings, device: Device, tokens: Tokens) -> Trainer:
     optimizer = Optimizer(
         model, kind=settings.optimizer, betas=(settings.beta1, settings.beta2), epsilon=settings.epsilon,
         momentum=settings.momentum, weight_decay=settings.weight_decay, clip=settings.clip,
+        products=device.muon_precision(),
     )  # fmt: skip
     forward: Callable[[Tensor], Tensor] = model
     if settings.compile:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ambidex import products
 from ambidex.model import LanguageModel
 
 IGNORED = -100  # a target that is not to be predicted: padding behind the last token of the held-out text
+LOGITS = 2**26  # numbers of a chunk of logits; 2,048 tokens of a vocabulary of 32,768
+FAINT = 1e-30  # a probability below it is near the smallest number, so its logarithm is taken from the logits
 
 
 def cross_entropy_sum(model: LanguageModel, hidden: Tensor, targets: Tensor) -> Tensor:
@@ -15,5 +22,72 @@ def cross_entropy_sum(model: LanguageModel, hidden: Tensor, targets: Tensor) -> 
 
     ``hidden`` is (B, T, W), ``targets`` (B, T) int64. Returns a scalar in fp32.
     """
-    logits = model.logits(hidden).flatten(0, 1).float()  # (B*T, V)
-    return F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction="sum")
+    if products.chosen() is None:
+        logits = model.logits(hidden).flatten(0, 1).float()  # (B*T, V)
+        return F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction="sum")
+    rows, answers = hidden.flatten(0, 1), targets.flatten()  # (B*T, W), (B*T,)
+    summed: Tensor = _ChunkedLoss.apply(rows, model.lm_head.weight, answers, torch.is_grad_enabled())  # type: ignore[no-untyped-call]
+    return summed
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    """Cross-entropy that never holds all logits: a chunk's gradient is made, in the chunk's own place, and used up.
+
+    The idea is Liger's fused linear cross-entropy (Hsu et al., 2024); here a chunk is as large as it may be, since
+    each further one reads and writes the gradient of the whole vocabulary.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, learning: bool) -> Tensor:
+        chosen = products.chosen()
+        assert chosen is not None
+        multiply = products.onednn_product if chosen.onednn and chosen.low is None else _product
+        head = weight.to(chosen.low or torch.float32)  # (V, W)
+        rows = hidden.to(head.dtype)  # (N, W)
+        by_rows = torch.empty_like(rows)
+        by_head: Tensor | None = None
+        total = torch.zeros((), dtype=torch.float64, device=hidden.device)
+        at_once = max(1, LOGITS // weight.shape[0])
+        for some, by_some, answers in zip(*(_chunks(t, at_once) for t in (rows, by_rows, targets))):
+            known = answers != IGNORED
+            places = torch.arange(len(some), device=some.device), answers.clamp(min=0)  # rows and columns
+            chances = multiply(some, head)  # (n, V): logits, until the next line
+            torch.softmax(chances, dim=-1, out=chances)
+            total += _surprise(chances, places, known, some, head)
+            if not learning:
+                continue
+            chances[places] -= 1  # by index: gather and scatter first copy the whole of a bf16 tensor
+            if not bool(known.all()):
+                chances.mul_(known.unsqueeze(1))
+            by_some.copy_(multiply(chances, head.t()))
+            part = multiply(chances.t(), some.t()).float()  # (V, W)
+            by_head = part if by_head is None else by_head.add_(part)
+        if learning:
+            ctx.save_for_backward(by_rows.to(hidden.dtype), by_head)
+        return total.float()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        by_hidden, by_weight = ctx.saved_tensors
+        return by_hidden * gradient, by_weight.mul_(gradient), None, None
+
+
+def _chunks(rows: Tensor, at_once: int) -> Iterator[Tensor]:
+    return (rows[start : start + at_once] for start in range(0, len(rows), at_once))
+
+
+def _product(x: Tensor, weight: Tensor) -> Tensor:
+    return x @ weight.t()  # F.linear would first lay out a transposed x anew
+
+
+def _surprise(
+    chances: Tensor, places: tuple[Tensor, Tensor], known: Tensor, rows: Tensor, head: Tensor
+) -> Tensor:
+    """Summed -log of the chance that each known answer got, fp64."""
+    given = chances[places].double()  # (n,)
+    faint = known & (given < FAINT)
+    lost = -given.clamp(min=FAINT).log()
+    if bool(faint.any()):
+        logits = F.linear(rows[faint], head).double()
+        lost[faint] = F.cross_entropy(logits, places[1][faint], reduction="none")
+    return (lost * known).sum()

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ambidex import derivatives
+from ambidex.products import chosen, linear, linears
 from ambidex.randomness import symmetric
 
 
@@ -69,10 +71,10 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
         self.epsilon = epsilon
 
-    def forward(self, x: Tensor) -> Tensor:  # (..., width)
-        return F.rms_norm(
-            x.float(), self.weight.shape, self.weight, self.epsilon
-        )  # in fp32 at every precision
+    def forward(self, x: Tensor) -> Tensor:  # (..., width), fp32 at every precision
+        if chosen() is None:
+            return F.rms_norm(x.float(), self.weight.shape, self.weight, self.epsilon)
+        return derivatives.rms_norm(x, self.weight, self.epsilon)
 
 
 def rotation_tables(length: int, head_width: int, base: float) -> tuple[Tensor, Tensor]:
@@ -120,11 +122,16 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, cosine: Tensor, sine: Tensor, cache: Cache | None) -> Tensor:  # x (B, T, W)
         batch, length, width = x.shape
-        queries = self.q_norm(self.q_proj(x).view(batch, length, self.heads, self.head_width)).transpose(1, 2)
-        keys = self.k_norm(self.k_proj(x).view(batch, length, self.kv_heads, self.head_width)).transpose(1, 2)
-        values = self.v_proj(x).view(batch, length, self.kv_heads, self.head_width).transpose(1, 2)
-        queries = rotate(queries, cosine, sine).to(values.dtype)  # (B, H, T, D)
-        keys = rotate(keys, cosine, sine).to(values.dtype)  # (B, K, T, D)
+        queries, keys, values = linears(x, self.q_proj.weight, self.k_proj.weight, self.v_proj.weight)
+        values = values.view(batch, length, self.kv_heads, self.head_width).transpose(1, 2)
+        queries = self.q_norm(queries.view(batch, length, self.heads, self.head_width))
+        keys = self.k_norm(keys.view(batch, length, self.kv_heads, self.head_width))
+        if chosen() is None:
+            queries = rotate(queries.transpose(1, 2), cosine, sine).to(values.dtype)  # (B, H, T, D)
+            keys = rotate(keys.transpose(1, 2), cosine, sine).to(values.dtype)  # (B, K, T, D)
+        else:
+            queries = derivatives.rotate(queries, cosine, sine, values.dtype)
+            keys = derivatives.rotate(keys, cosine, sine, values.dtype)
         causal = cache is None or cache.length == 0
         if cache is not None:
             keys, values = cache.append(self.layer, keys, values)
@@ -132,8 +139,15 @@ class Attention(nn.Module):
             # Written out rather than enable_gqa, whose CPU kernel is missing from some of the torch versions we support.
             keys = keys.repeat_interleave(self.heads // self.kv_heads, dim=1)
             values = values.repeat_interleave(self.heads // self.kv_heads, dim=1)
-        mixed = F.scaled_dot_product_attention(queries, keys, values, is_causal=causal and length > 1)
-        return self.o_proj(mixed.transpose(1, 2).reshape(batch, length, width))  # type: ignore[no-any-return]
+        mixed = attend(queries, keys, values, causal and length > 1)
+        return linear(mixed.transpose(1, 2).reshape(batch, length, width), self.o_proj.weight)
+
+
+def attend(queries: Tensor, keys: Tensor, values: Tensor, causal: bool) -> Tensor:  # each (B, H, T, D)
+    products = chosen()
+    if causal and products is not None and products.low is not None:
+        return derivatives.causal_attention(queries, keys, values)
+    return F.scaled_dot_product_attention(queries, keys, values, is_causal=causal)
 
 
 class FeedForward(nn.Module):
@@ -146,7 +160,9 @@ class FeedForward(nn.Module):
         self.down_proj = nn.Linear(shape.feed_forward, shape.width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, T, W)
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))  # type: ignore[no-any-return]
+        gate, up = linears(x, self.gate_proj.weight, self.up_proj.weight)  # (B, T, F) each
+        product = F.silu(gate) * up if chosen() is None else derivatives.swiglu(gate, up)
+        return linear(product, self.down_proj.weight)
 
 
 class Block(nn.Module):
@@ -204,7 +220,7 @@ class LanguageModel(nn.Module):
         return self.model(tokens, cache)  # type: ignore[no-any-return]
 
     def logits(self, hidden: Tensor) -> Tensor:  # (..., W) -> (..., V)
-        return self.lm_head(hidden)  # type: ignore[no-any-return]
+        return linear(hidden, self.lm_head.weight)
 
 
 @torch.no_grad()

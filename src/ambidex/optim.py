@@ -65,20 +65,21 @@ ORTHOGONALISATION = (
 )  # Jordan et al., "Muon", 2024: steepest at 0, not convergent to 1
 
 
-def orthogonalise(stack: Tensor, iterations: int = 5) -> Tensor:
+def orthogonalise(stack: Tensor, dtype: torch.dtype = torch.float32, iterations: int = 5) -> Tensor:
     """The nearest thing to an orthogonal matrix for each matrix of a stack, by a Newton-Schulz iteration.
 
     ``stack`` is (N, rows, columns) fp32; the result has the same shape and singular values between about 0.7 and 1.2.
-    In fp32 throughout: `torch.optim.Muon` (2.9 on) computes in bf16, which many CPUs only emulate.
+    ``dtype`` is what the iteration computes in. `torch.optim.Muon` (2.9 on) always takes bf16, which many CPUs only
+    emulate; we take it where the model's own products do.
     """
     a, b, c = ORTHOGONALISATION
     tall = stack.shape[1] > stack.shape[2]
     x = stack.mT if tall else stack
-    x = x / (x.square().sum(dim=(1, 2), keepdim=True).sqrt() + 1e-7)
+    x = (x / (x.square().sum(dim=(1, 2), keepdim=True).sqrt() + 1e-7)).to(dtype)
     for _ in range(iterations):
         gram = x @ x.mT  # (N, rows, rows)
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.mT if tall else x
+    return (x.mT if tall else x).float()
 
 
 class Muon:
@@ -88,8 +89,14 @@ class Muon:
     and one decay serve both (Liu et al., "Muon is scalable for LLM training", 2025). ``momentum`` is Nesterov's.
     """
 
-    def __init__(self, named: Mapping[str, nn.Parameter], momentum: float, weight_decay: float) -> None:
-        self.named = dict(named)
+    def __init__(
+        self,
+        named: Mapping[str, nn.Parameter],
+        momentum: float,
+        weight_decay: float,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.named, self.dtype = dict(named), dtype
         self.momentum, self.weight_decay = momentum, weight_decay
         self.buffers: dict[str, Tensor] = {}
         by_shape: dict[torch.Size, list[str]] = {}
@@ -108,7 +115,7 @@ class Muon:
             buffers = [self._buffer(name) for name in names]
             torch._foreach_lerp_(buffers, gradients, 1 - self.momentum)  # type: ignore[arg-type]
             directions = torch._foreach_lerp(gradients, buffers, self.momentum)  # type: ignore[arg-type]
-            updates = orthogonalise(torch.stack(directions))  # (N, rows, columns)
+            updates = orthogonalise(torch.stack(directions), self.dtype)  # (N, rows, columns)
             size = 0.2 * max(weights[0].shape) ** 0.5
             torch._foreach_mul_(weights, 1 - learning_rate * self.weight_decay)
             torch._foreach_add_(weights, updates.unbind(), alpha=-learning_rate * size)
@@ -123,7 +130,8 @@ class Optimizer:
     """AdamW for every weight, or Muon for the blocks' matrices and AdamW for the rest.
 
     Decay is decoupled (Loshchilov and Hutter, 2019) and on matrices only: shrinking a norm's scale is a prior on
-    nothing. AdamW is torch's fused kernel, which torch never picks by itself on a CPU.
+    nothing. AdamW is torch's fused kernel, which torch never picks by itself on a CPU. ``products`` is the precision
+    of Muon's own.
     """
 
     def __init__(
@@ -136,12 +144,13 @@ class Optimizer:
         momentum: float,
         weight_decay: float,
         clip: float,
+        products: torch.dtype = torch.float32,
     ) -> None:
         self.named = dict(model.named_parameters())
         self.clip = clip
         self.steps_taken = 0
         inner = {n: p for n, p in self.named.items() if kind == "muon" and p.ndim == 2 and ".layers." in n}
-        self._muon = Muon(inner, momentum, weight_decay)
+        self._muon = Muon(inner, momentum, weight_decay, products)
         self._by_adamw = {name: p for name, p in self.named.items() if name not in inner}
         groups = [
             {"params": [p for p in self._by_adamw.values() if p.ndim >= 2], "weight_decay": weight_decay},

@@ -233,8 +233,10 @@ def render_rows(rows: Sequence[Row], *, header: bool) -> str:
 
 
 def printable(text: str) -> str:
-    """Control characters that a terminal would obey are shown instead of sent."""
-    return "".join(c if c in "\n\t" or c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+    """Control characters that a terminal would obey are shown instead of sent; the end of a document is a blank line."""
+    return "".join(
+        c if c in "\n\t" or c.isprintable() else f"\\x{ord(c):02x}" for c in text.replace("\0", "\n\n")
+    )
 
 
 def _samples_up_to(text: str, step: int) -> str:

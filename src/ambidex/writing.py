@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import sys
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from ambidex.model import LanguageModel
 from ambidex.resume import different_shapes, settings_of
 from ambidex.runs import Run
 from ambidex.sampling import generate
-from ambidex.text.tokenizer import Tokenizer, load_tokenizer
+from ambidex.text import StreamDecoder, Tokenizer, load_tokenizer
 
 
 def write(
@@ -40,12 +39,12 @@ def write(
     model, tokenizer = load(run)
     machine.place(model)
     begun = [int(token) for token in tokenizer.encode(prompt or "\n")]
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    decoder = StreamDecoder(tokenizer)
     sys.stdout.write(prompt)
     for token in generate(model, machine, begun, tokens, temperature=temperature, top_k=top_k, seed=seed):
-        sys.stdout.write(runs.printable(decoder.decode(tokenizer.token_bytes(token))))
+        sys.stdout.write(runs.printable(decoder.push(token)))
         sys.stdout.flush()
-    sys.stdout.write(runs.printable(decoder.decode(b"", True)) + "\n")
+    sys.stdout.write(runs.printable(decoder.finish()) + "\n")
     return Exit.DONE
 
 

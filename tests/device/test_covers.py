@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ambidex.device.covers import covers, verdict
+from ambidex.device.covers import covers, driver_allows, verdict
 from ambidex.device.diagnosis import Kind
 from ambidex.device.machine import Arch, Build, Driver, Gpu
 
@@ -138,6 +138,7 @@ def test_what_covers_is_named_and_really_covers(some: list[Arch], cc: tuple[int,
     [
         (Build("2.13.0+cpu", archs=()), "CPU build"),
         (Build("2.13.0+rocm7.2", hip="7.2", archs=()), "ROCm build"),
+        (Build("2.13.0+xpu", archs=()), "XPU build"),
     ],
 )
 def test_a_build_without_cuda_is_none_and_says_which_kind_it_is(build: Build, word: str) -> None:
@@ -153,3 +154,31 @@ def test_a_list_that_was_read_outranks_the_table() -> None:
     read = Build("2.15.0+cu130", "13.0", archs=(Arch("sm", 6, 1),), source="scanned")
     assert verdict(read, Gpu("GTX 1080", (6, 1))).kind == "native"
     assert verdict(replace(read, archs=None), Gpu("GTX 1080", (6, 1))).kind == "none"
+
+
+def test_the_nearest_entry_is_the_one_named() -> None:
+    build = Build("2.13.0+cu130", "13.0", archs=tuple(Arch.parse(f"sm_{n}") for n in (75, 80, 86, 90)))
+    assert verdict(build, Gpu("RTX 4090", (8, 9))).covered_by == "sm_86"
+
+
+@pytest.mark.parametrize(
+    ("cuda", "cc", "build", "allowed"),
+    [
+        ((12, 4), (12, 0), "12.8", False),
+        ((12, 8), (12, 0), "12.8", True),
+        ((12, 4), (8, 9), "12.8", True),
+        ((12, 9), (8, 9), "13.0", False),
+        ((12, 4), (10, 1), "12.8", True),
+    ],
+)
+def test_a_driver_known_by_its_cuda_alone_is_judged_by_it(
+    cuda: tuple[int, int], cc: tuple[int, int], build: str, allowed: bool
+) -> None:
+    found = driver_allows(Driver(cuda=cuda), Build("2.11.0", build), Gpu("a GPU", cc), "linux")
+    assert found == allowed
+
+
+def test_a_branch_of_the_driver_stands_for_its_newest() -> None:
+    build, gpu = Build("2.11.0+cu128", "12.8"), Gpu("RTX 4090", (8, 9))
+    assert driver_allows(Driver("525"), build, gpu, "linux")
+    assert not driver_allows(Driver("525.53"), build, gpu, "linux")

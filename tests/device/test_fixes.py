@@ -261,3 +261,25 @@ def test_a_gpu_is_shown_by_uuid_and_else_by_pci_order() -> None:
     with_uuid, without = Gpu("A", (8, 6), 1, uuid="GPU-1f"), Gpu("B", (8, 6), 1)
     assert commands.show_only([with_uuid], "linux") == "export CUDA_VISIBLE_DEVICES=GPU-1f"
     assert "CUDA_DEVICE_ORDER=PCI_BUS_ID" in commands.show_only([without], "linux")
+
+
+def test_where_no_build_serves_all_gpus_the_most_are_served() -> None:
+    pascal = (replace(GPUS["GTX 1080"], index=0), replace(GPUS["GTX 1080"], index=1))
+    machine = Machine(gpus=(*pascal, replace(GPUS["RTX 5060"], index=2)), driver=Driver("580.95.05"))
+    fix = rules.fixes(machine)[0]
+    assert fix.installs == ("torch==2.14.1+cu126",)
+    assert "GPU 0 and 1 GTX 1080" in fix.why
+    assert "GPU 2 RTX 5060" in fix.why
+
+
+def test_a_build_that_is_no_better_than_the_present_one_is_not_offered() -> None:
+    gpus = (GPUS["GTX 1080"], replace(GPUS["RTX 5060"], index=1, uuid="GPU-1f"))
+    machine = Machine(build=Build("2.15.0+cu130", "13.0"), gpus=gpus, driver=Driver("580.95.05"))
+    (fix,) = rules.fixes(machine)
+    assert fix.commands == ("export CUDA_VISIBLE_DEVICES=GPU-1f",)
+
+
+def test_a_newer_torch_is_not_offered_beside_the_driver_that_the_present_one_needs_anyway() -> None:
+    machine = Machine(build=Build("2.15.0+cu132", "13.2"), gpus=(GPUS["RTX 5060"],), driver=Driver("576.02"))
+    offered = [(fix.build.version if fix.build else None, fix.requires) for fix in rules.judge(machine).fixes]
+    assert offered == [("2.11.0+cu128", {}), ("2.15.0+cu132", {"driver": "580"})]

@@ -41,6 +41,7 @@ from ambidex.errors import Problems
         ("NVIDIA Thor", "Jetson Thor", (11, 0)),
         ("Tesla T4", "T4", (7, 5)),
         ("L40S", "L40S", (8, 9)),
+        ("Quadro T400", "T400", (7, 5)),
         ("NVIDIA TITAN RTX", "Titan RTX", (7, 5)),
         ("NVIDIA TITAN X (Pascal)", "Titan X Pascal", (6, 1)),
         ("GeForce GTX TITAN X", "GTX Titan X", (5, 2)),

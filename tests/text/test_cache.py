@@ -19,8 +19,8 @@ from ambidex.text import Tokens, prepare
 
 TokensOf = Callable[..., Tokens]
 
-# Prepares argv[1] into argv[2]. Before the function that argv[3] names it leaves a mark and sleeps for as many
-# seconds as argv[4] says. It prints how often it has built, and the hash.
+# Prepares argv[1] into argv[2]. Before the function that argv[3] names it leaves a mark and sleeps
+# argv[4] seconds. It prints how often it has built, and the hash.
 CHILD = """
 import importlib, sys, time
 from pathlib import Path

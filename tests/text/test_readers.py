@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from ambidex.errors import Problems
 from ambidex.text import Tokens
 from ambidex.text import readers as room
+from ambidex.text.corpus import Corpus
 from ambidex.text.readers import JsonLines, Parquet, TextFile
 
 TokensOf = Callable[..., Tokens]
@@ -178,14 +179,13 @@ def test_bytes_that_are_no_utf8_are_kept_or_replaced_and_never_crash(
     assert ("U+FFFD in 1 documents" in str(tokens.summary)) == (kind != "byte")
 
 
-@given(size=st.integers(1, 9))
-def test_a_character_that_two_chunks_share_is_whole(size: int, tmp_path: Path, tokens_of: TokensOf) -> None:
-    text = "wörld 葉 👩‍👩‍👧\n" * 5
-    (tmp_path / "a.txt").write_bytes(text.encode())
+@given(size=st.integers(1, 9), before=st.sampled_from([b"", b"\xff", b"\xe8\x91"]))
+def test_a_character_that_two_chunks_share_is_whole(size: int, before: bytes, tmp_path: Path) -> None:
+    content = before + "wörld 葉 👩‍👩‍👧\n".encode() * 5
+    path = written(tmp_path, "a.txt", content)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(room, "CHUNK", size)
-        # The chunks decide nothing, so the fraction tells the entries of the cache apart.
-        tokens = tokens_of(tmp_path / "a.txt", tokenizer="char", validation_fraction=size / 1000)
-    both = tokens.tokenizer.decode(tokens.train) + tokens.tokenizer.decode(tokens.validation)
-    assert both.decode() == text
-    assert tokens.summary.replaced == 0
+        corpus = Corpus([str(path)], "text", tmp_path)
+        text = b"".join(corpus.text(replace_invalid=True))
+    assert text == content.decode("utf-8", "replace").encode()
+    assert corpus.replaced == bool(before)

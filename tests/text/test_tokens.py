@@ -66,6 +66,15 @@ def test_the_held_out_text_is_the_same_whatever_the_tokenizer(text: Path, tokens
         )
 
 
+@pytest.mark.parametrize("fraction", [0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+def test_the_cut_is_never_within_a_character(fraction: float, tmp_path: Path, tokens_of: TokensOf) -> None:
+    (tmp_path / "a.txt").write_text("葉👩é" * 11, encoding="utf-8")
+    tokens = tokens_of(tmp_path / "a.txt", validation_fraction=fraction)
+    assert (tokens.train.tobytes() + tokens.validation.tobytes()).decode() == "葉👩é" * 11
+    assert tokens.train.tobytes().decode()
+    assert tokens.validation.tobytes().decode()
+
+
 def test_characters_are_split_as_nanogpt_splits_them(tmp_path: Path, tokens_of: TokensOf) -> None:
     written = "First Citizen:\nBefore we proceed any further, hear me speak.\n" * 37
     (tmp_path / "input.txt").write_text(written)

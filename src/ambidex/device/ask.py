@@ -1,7 +1,7 @@
 """Ask another program something, within a time limit, and survive whatever it does.
 
-`nvidia-smi` on a sick driver hangs where even SIGKILL does not reach it; so nothing here waits for a process or for
-its pipes without a limit, and output beyond a limit is read and thrown away.
+`nvidia-smi` on a sick driver hangs where even SIGKILL does not reach it; so nothing here waits for a process
+or for its pipes without a limit, and output beyond a limit is read and thrown away.
 """
 
 from __future__ import annotations

@@ -116,6 +116,13 @@ def archs(version: str, os: str, machine: str) -> tuple[Arch, ...] | None:
     return None
 
 
+def nightly_ended(version: str) -> tuple[str, str] | None:
+    """A nightly's channel and the day of its last build, ``("nightly/cu124", "2025-03-10")``, if over."""
+    asked = TorchVersion.parse(version)
+    last = table()["nightlies_ended"].get(asked.local) if asked and asked.dev else None
+    return (f"nightly/{asked.local}", last) if asked and last else None
+
+
 def pypi_tag(version: str, os: str, machine: str) -> str | None:
     """The variant that plain `pip install torch==VERSION` brings, "cu130" or "cpu"; None where unknown."""
     asked = TorchVersion.parse(version)

@@ -15,12 +15,14 @@ from ambidex.device.covers import (
     is_cpu,
     known_archs,
     listed,
+    made_for,
     sm,
     verdict,
 )
 from ambidex.device.diagnosis import Cause, Verdict
 from ambidex.device.fixes import driver_os, present
 from ambidex.device.machine import Extension, Gpu, Machine
+from ambidex.device.naming import are, are_present, named, numbered
 from ambidex.device.version import TorchVersion, dotted, numbers, pair
 
 _HIDING = ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES")
@@ -66,7 +68,7 @@ def _why_unknown(machine: Machine) -> str:
 def cpu_build(machine: Machine) -> Cause | None:
     if not machine.gpus or not is_cpu(machine.build, machine.os, machine.machine):
         return None
-    text = f"torch {machine.build.version} is a CPU build, and {_is(machine.gpus)} present."
+    text = f"torch {machine.build.version} is {made_for(machine.build)}, and {are_present(machine.gpus)}."
     on_windows = (
         "It is what plain pip install brings on Windows: CUDA wheels are on PyTorch's own index alone."
     )
@@ -101,7 +103,7 @@ def hidden_by_env(machine: Machine) -> Cause | None:
     names = hiding_variables(machine)
     settings = " and ".join(f"{name}={machine.env[name]!r}" for name in names) or "The environment"
     verb = "hide" if len(names) > 1 else "hides"
-    return Cause("HIDDEN_BY_ENV", f"{settings} {verb} {_the(machine.gpus)} from torch.")
+    return Cause("HIDDEN_BY_ENV", f"{settings} {verb} {numbered(machine.gpus)} from torch.")
 
 
 def hiding_variables(machine: Machine) -> list[str]:
@@ -117,7 +119,7 @@ def driver_old(machine: Machine) -> Cause | None:
     needed = max((floor(machine.build, gpu, host) or "" for gpu in old), key=numbers)
     cuda = builds.cuda_of(machine.build)
     by_cuda = cuda and builds.cuda_floor(cuda, host) == needed
-    who = f"torch {machine.build.version}, which is CUDA {cuda}," if by_cuda else _names(old)
+    who = f"torch {machine.build.version}, which is CUDA {cuda}," if by_cuda else named(old)
     text = f"{present(machine).capitalize()} is too old: {who} needs {needed} or newer."
     return Cause("DRIVER_OLD", text, _why_driver(machine, old, by_cuda=bool(by_cuda)))
 
@@ -138,12 +140,12 @@ def arch_none(machine: Machine) -> Cause | None:
     if not dead or is_cpu(machine.build, machine.os, machine.machine):
         return None
     build, entries = machine.build, known_archs(machine.build, machine.os, machine.machine) or ()
-    has = "is a ROCm build, for AMD GPUs" if build.hip else f"has code for {listed(entries)}"
+    has = f"is {made_for(build)}" if build.hip else f"has code for {listed(entries)}"
     them = "it" if len(dead) == 1 else "them"
-    text = f"{_are(dead)}. torch {build.version} {has}, so no kernel can start on {them} ({_SYMPTOM})."
+    text = f"{are(dead)}. torch {build.version} {has}, so no kernel can start on {them} ({_SYMPTOM})."
     working = [gpu for gpu in considered(machine) if _judged(machine, gpu).runs]
     if working:
-        text += f" {_the(working)} can be used: {commands.show_only(working, machine.os)}"
+        text += f" {numbered(working)} can be used: {commands.show_only(working, machine.os)}"
     return Cause("ARCH_NONE", text, _why_arch(machine, dead[0]))
 
 
@@ -160,7 +162,12 @@ def _why_arch(machine: Machine, gpu: Gpu) -> str:
         why = f"CUDA {dropped} and newer make no code for {sm(cc)}; it needs a build with an older CUDA."
     else:
         why = f"This build leaves {sm(cc)} out: {reason}."
-    return why + _driver_allows_cuda(machine)
+    return why + _nightly_ended(machine) + _driver_allows_cuda(machine)
+
+
+def _nightly_ended(machine: Machine) -> str:
+    ended = builds.nightly_ended(machine.build.version or "")
+    return f" The nightlies of its channel, {ended[0]}, ended on {ended[1]}." if ended else ""
 
 
 def _driver_allows_cuda(machine: Machine) -> str:
@@ -219,29 +226,3 @@ IN_ORDER: tuple[Callable[[Machine], Cause | None], ...] = (
 
 def _judged(machine: Machine, gpu: Gpu) -> Verdict:
     return verdict(machine.build, gpu, machine.driver, machine.python, machine.os, machine.machine)
-
-
-def _names(gpus: Sequence[Gpu]) -> str:
-    return " and ".join(dict.fromkeys(gpu.name for gpu in gpus))
-
-
-def _numbered(gpus: Sequence[Gpu]) -> str:
-    """``"NVIDIA GeForce RTX 5090"``, or with their numbers where there are several."""
-    if len(gpus) == 1:
-        return gpus[0].name
-    return " and ".join(f"GPU {gpu.index} {gpu.name}" for gpu in gpus)
-
-
-def _the(gpus: Sequence[Gpu]) -> str:
-    return f"GPU {gpus[0].index} {gpus[0].name}" if len(gpus) == 1 else _numbered(gpus)
-
-
-def _is(gpus: Sequence[Gpu]) -> str:
-    return f"{_numbered(gpus)} {'is' if len(gpus) == 1 else 'are'}"
-
-
-def _are(gpus: Sequence[Gpu]) -> str:
-    """``"NVIDIA GeForce RTX 5060 is sm_120"``."""
-    if len(gpus) == 1:
-        return f"{gpus[0].name} is {sm(gpus[0].cc or (0, 0))}"
-    return " and ".join(f"GPU {gpu.index} {gpu.name} is {sm(gpu.cc or (0, 0))}" for gpu in gpus)

@@ -1,13 +1,12 @@
 """The device policy: which device a run computes on, and why, in words.
 
-``auto`` trusts a GPU only after real kernels ran on it in a child process, and goes on on the CPU, saying the cause,
-where none did. A device asked for by name is had or refused; it is never swapped for another.
+``auto`` trusts a GPU only after real kernels ran on it in a child process, and goes on on the CPU, saying the
+cause, where none did. A device asked for by name is had or refused; it is never swapped for another.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,12 +16,12 @@ from typing import Any
 
 from ambidex.device import hiding
 from ambidex.device import probe as probing
-from ambidex.device.doctor import Judged, judged
-from ambidex.device.facts import Facts, look
+from ambidex.device.asked import origin_words, understood
+from ambidex.device.doctor import judged
+from ambidex.device.facts import Facts, look, may_have_gpu, this_os
 from ambidex.device.probe import DeviceProbe, Probe
-from ambidex.errors import Problem, Problems, did_you_mean
+from ambidex.errors import Problem, Problems
 
-CHOICES = ("auto", "cpu", "cuda", "cuda:N", "mps")
 _ASKED_BY = {
     "flag": "--device cpu",
     "argument": 'the argument device="cpu"',
@@ -65,7 +64,7 @@ def choose(
     requested: str = "auto",
     origin: str = "default",
     *,
-    asked: Mapping[str, str] = {},
+    asked: Mapping[str, str] | None = None,
     environ: Mapping[str, str] | None = None,
     modules: Mapping[str, ModuleType] | None = None,
     os_name: str | None = None,
@@ -74,26 +73,23 @@ def choose(
 ) -> Choice:
     """The device for a run, or `Problems` with the doctor's strict exit code and text.
 
-    ``requested`` is auto, cpu, cuda, cuda:N or mps; ``origin`` says where that came from: default, flag, argument,
-    toml or environment. ``asked`` holds what every origin asked for, the ones that were overruled too, so that all
-    the ways that force the CPU can be named. The rest lets a test put a machine together.
+    ``requested`` is auto, cpu, cuda, cuda:N or mps; ``origin`` says where that came from: default, flag,
+    argument, toml or environment. ``asked`` holds what every origin asked for, the ones that were overruled
+    too, so that all the ways that force the CPU can be named. The rest lets a test put a machine together.
     """
     environ = os.environ if environ is None else environ
     modules = sys.modules if modules is None else modules
-    os_name = os_name or _this_os()
-    wanted = _understood(requested, origin)
-    ways = _ways({**asked, origin: wanted}, environ, modules, os_name)
+    os_name = os_name or this_os()
+    wanted = understood(requested, origin)
+    ways = _ways({**(asked or {}), origin: wanted}, environ, modules, os_name)
     if wanted == "cpu":
-        return _forced(ways)
+        return _forced(ways.all, _ASKED_BY.get(origin, "the default"), ways.notices)
+    if wanted == "auto" and ways.hidden:
+        # What asked for the CPU and was overruled by this auto is not in force.
+        return _forced(ways.hidden, ways.hidden[0], ways.notices)
     if wanted == "auto":
-        return _forced(ways) if ways.hidden else _automatic(see, run_probe, ways.notices)
-    if ways.hidden:
-        raise _refused(
-            f"--device {wanted} was asked for, but every GPU is hidden: {_and(ways.hidden)}",
-            fix="take that away, or train on the CPU with --device cpu",
-            exit_code=23,
-        )
-    return _named(wanted, see, run_probe, ways.notices)
+        return _automatic(see, run_probe, ways.notices)
+    return _named(wanted, origin, ways, see, run_probe)
 
 
 def forced_to_cpu(
@@ -104,33 +100,9 @@ def forced_to_cpu(
         {},
         os.environ if environ is None else environ,
         sys.modules if modules is None else modules,
-        _this_os(),
+        this_os(),
     )
     return ways.all
-
-
-def _understood(requested: str, origin: str) -> str:
-    wanted = requested.strip().lower()
-    if wanted in ("auto", "cpu", "cuda", "mps") or re.fullmatch(r"cuda:\d{1,4}", wanted):
-        return wanted if ":" not in wanted else f"cuda:{int(wanted[5:])}"
-    near = "did you mean 'cuda'?" if wanted in ("gpu", "nvidia") else did_you_mean(wanted, CHOICES)
-    raise Problems(
-        Problem(
-            f"{requested!r} is no device",
-            found=f"{requested!r}, from {_origin_words(origin)}",
-            wanted=", ".join(CHOICES),
-            fix=near or "leave it out: auto takes a GPU where one works, else the CPU",
-        )
-    )
-
-
-def _origin_words(origin: str) -> str:
-    return {
-        "flag": "the flag --device",
-        "argument": "the argument device=",
-        "toml": "device in the TOML file",
-        "environment": "AMBIDEX_DEVICE",
-    }.get(origin, "the default")
 
 
 def _ways(
@@ -147,7 +119,8 @@ def _ways(
         by_environment = (f'CUDA_VISIBLE_DEVICES="{mask.text}" in the environment',)
         if _cuda_has_started(modules):
             notices.append(
-                "CUDA had started in this process before CUDA_VISIBLE_DEVICES was set: the variable hides nothing "
+                "CUDA had started in this process before CUDA_VISIBLE_DEVICES was set: the variable hides "
+                "nothing "
                 "from code that asks for CUDA by itself; this run computes on the CPU all the same"
             )
     elif os_name == "windows" and mask.text == "":
@@ -165,7 +138,8 @@ def _ways(
 
 
 def _overridden_is_available(modules: Mapping[str, ModuleType]) -> bool | None:
-    """What an overridden ``torch.cuda.is_available`` says, None where it is torch's own or torch is not imported.
+    """What an overridden ``torch.cuda.is_available`` says, None where it is torch's own or torch is not
+    imported.
 
     A wrapper may carry torch's name, so the file that the code was written in decides.
     """
@@ -187,17 +161,20 @@ def _cuda_has_started(modules: Mapping[str, ModuleType]) -> bool:
     return bool(getattr(modules.get("torch.cuda"), "_initialized", False))
 
 
-def _forced(ways: _Ways) -> Choice:
-    decided = ways.all[0] if ways.all else "the default"
-    rest = [way for way in ways.all if way != decided]
+def _forced(in_force: tuple[str, ...], decided: str, notices: tuple[str, ...]) -> Choice:
+    rest = [way for way in in_force if way != decided]
     reason = f"forced by {decided}" + (f"; also in force: {_and(rest)}" if rest else "")
-    return Choice("cpu", reason, ways.all, decided, ways.notices)
+    return Choice("cpu", reason, in_force, decided, notices)
 
 
 def _automatic(see: Callable[[], Facts], run_probe: Callable[[], Probe], notices: tuple[str, ...]) -> Choice:
     facts = see()
+    build = facts.machine.build
     if not may_have_gpu(facts):
-        return Choice("cpu", judged(facts).sentence, decided_by="auto", notices=notices)
+        sentence = judged(facts).sentence
+        if build.version and build.cuda is None and build.hip is None and "CPU build" not in sentence:
+            sentence = f"torch {build.version} is a CPU build. {sentence}"
+        return Choice("cpu", sentence, decided_by="auto", notices=notices)
     found = run_probe()
     working = [device for device in found.devices if device.ok]
     if working:
@@ -206,30 +183,27 @@ def _automatic(see: Callable[[], Facts], run_probe: Callable[[], Probe], notices
 
 
 def _named(
-    wanted: str, see: Callable[[], Facts], run_probe: Callable[[], Probe], notices: tuple[str, ...]
+    wanted: str, origin: str, ways: _Ways, see: Callable[[], Facts], run_probe: Callable[[], Probe]
 ) -> Choice:
     facts = see()
-    if not may_have_gpu(facts):
-        raise _as_the_doctor_says(wanted, judged(facts, device=wanted, strict=True))
-    found = run_probe()
-    working = [device for device in found.devices if device.ok and device.answers_to(wanted)]
-    if working:
-        return _taken(working[0], facts, found, wanted, notices)
-    raise _as_the_doctor_says(wanted, judged(facts, probe=found, device=wanted, strict=True))
-
-
-def may_have_gpu(facts: Facts) -> bool:
-    """Whether a child process is worth its seconds: a build with GPU code, and a sign of a GPU."""
-    machine, build = facts.machine, facts.machine.build
-    if build.missing or build.broken:
-        return False
-    if machine.os == "macos":
-        return machine.machine in ("arm64", "aarch64")
-    if build.hip is not None:
-        return facts.seen.amd
-    if build.cuda is None:
-        return False
-    return bool(machine.gpus) or facts.seen.nvidia
+    found = None if ways.hidden or not may_have_gpu(facts) else run_probe()
+    for device in found.devices if found is not None else ():
+        if device.ok and device.answers_to(wanted):
+            assert found is not None
+            return _taken(device, facts, found, wanted, ways.notices)
+    verdict = judged(facts, probe=found, device=wanted, strict=True)
+    what = f"{wanted} was asked for by {origin_words(origin)} and cannot be had"
+    if ways.hidden:
+        what += f"; every GPU is hidden: {_and(ways.hidden)}"
+    # The doctor may find nothing wrong where only code in this process hides the GPU.
+    code = verdict.exit_code or (23 if ways.hidden else 30)
+    text = verdict.text if verdict.exit_code else ""
+    fix = (
+        "take that away, or train on the CPU: --device cpu"
+        if ways.hidden
+        else "train on the CPU: --device cpu"
+    )
+    raise Problems(Problem(f"{what}\n{text}".rstrip(), fix=fix), code)
 
 
 def _taken(
@@ -247,22 +221,5 @@ def _taken(
     return Choice(device.device, reason, (), decided_by, notices + extra)
 
 
-def _as_the_doctor_says(wanted: str, verdict: Judged) -> Problems:
-    return _refused(
-        f"--device {wanted} was asked for and cannot be had: {verdict.sentence}",
-        found=verdict.text,
-        fix="follow the fix above, or train on the CPU with --device cpu",
-        exit_code=verdict.exit_code or 30,
-    )
-
-
-def _refused(what: str, *, found: str = "", fix: str, exit_code: int) -> Problems:
-    return Problems(Problem(what, found=found, fix=fix), exit_code)
-
-
 def _and(words: tuple[str, ...] | list[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
-
-
-def _this_os() -> str:
-    return {"win32": "windows", "darwin": "macos"}.get(sys.platform, "linux")

@@ -1,7 +1,7 @@
 """Containers and WSL: what kind this is, and whether the GPU came along.
 
-Inside a container the driver's library and device nodes are put there at its start or not at all; what is missing tells
-which switch was forgotten.
+Inside a container the driver's library and device nodes are put there at its start or not at all; what is
+missing tells which switch was forgotten.
 """
 
 from __future__ import annotations
@@ -62,7 +62,9 @@ def finds_libcuda(root: Path, environ: Mapping[str, str]) -> bool:
 
 
 def compat_shadow(environ: Mapping[str, str]) -> str:
-    """The folder on LD_LIBRARY_PATH whose `compat` libcuda shadows the host's (error 804 on a GeForce), or ''."""
+    """The folder on LD_LIBRARY_PATH whose `compat` libcuda shadows the host's (error 804 on a GeForce), or
+    ''.
+    """
     for entry in environ.get("LD_LIBRARY_PATH", "").split(":"):
         if "compat" in Path(entry).parts and any(Path(entry).glob("libcuda.so*")):
             return entry

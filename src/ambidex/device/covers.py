@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from ambidex.device import builds
 from ambidex.device.diagnosis import Kind, Verdict
 from ambidex.device.machine import Arch, Build, Driver, Gpu
-from ambidex.device.version import TorchVersion, at_least, dotted, numbers, pair
+from ambidex.device.version import TorchVersion, at_least, cuda_of_tag, dotted, numbers, pair
 
 Capability = tuple[int, int]
 
@@ -66,7 +66,7 @@ def _kept_apart(code: Capability, device: Capability, build_cuda: Capability | N
 _ORDER: tuple[Kind, ...] = ("native", "same-major", "jit", "none")
 
 
-def verdict(  # noqa: PLR0917 - the question as people ask it
+def verdict(
     build: Build,
     gpu: Gpu,
     driver: Driver | None = None,
@@ -81,10 +81,8 @@ def verdict(  # noqa: PLR0917 - the question as people ask it
     """
     if gpu.cc is None:
         return Verdict("unknown", "", f"the compute capability of {gpu.name} could not be read")
-    if is_cpu(build, os, machine):
-        return Verdict("none", "", f"torch {build.version} is a CPU build: it has no GPU code")
-    if build.hip:
-        return Verdict("none", "", f"torch {build.version} is a ROCm build: its code is for AMD GPUs")
+    if build.hip or is_cpu(build, os, machine):
+        return Verdict("none", "", f"torch {build.version} is {made_for(build)}")
     entries = known_archs(build, os, machine)
     if entries is None:
         return Verdict(
@@ -113,7 +111,7 @@ def _why_runs(kind: Kind, entry: Arch, cc: Capability) -> str:
         return f"{entry} is code for this very GPU"
     if kind == "jit":
         return f"the driver compiles {entry} for {sm(cc)} when it is first used: that start is slow"
-    return f"{sm(cc)} runs {entry} code: the same major version, and a minor version at or above it"
+    return f"it runs {entry} code, which is of its own major version"
 
 
 def _why_none(
@@ -136,6 +134,11 @@ def _why_none(
     return f"nothing that it has runs on {sm(cc)}"
 
 
+def is_integrated(cc: Capability | None) -> bool:
+    """Whether this is the GPU of a Jetson."""
+    return cc is not None and (cc in _INTEGRATED or _silicon(cc) == (11, 0))
+
+
 def is_cpu(build: Build, os: str, machine: str) -> bool:
     """Whether this torch has no GPU code at all, by its own word or, untagged, by what PyPI serves here."""
     if build.cuda or build.hip or build.archs or not build.version:
@@ -147,10 +150,22 @@ def is_cpu(build: Build, os: str, machine: str) -> bool:
     return build.archs == () or builds.pypi_tag(build.version, os, machine) == "cpu"
 
 
+def made_for(build: Build) -> str:
+    """What a build without CUDA is, in words."""
+    if build.hip:
+        return "a ROCm build, for AMD GPUs"
+    return "an XPU build, for Intel GPUs" if "+xpu" in (build.version or "") else "a CPU build"
+
+
 def known_archs(build: Build, os: str, machine: str) -> tuple[Arch, ...] | None:
     """The build's own list, else the table's for its version here, else None."""
     if build.archs is not None or not build.version:
         return build.archs
+    asked = TorchVersion.parse(build.version)
+    untagged = asked is not None and not asked.local
+    served = builds.pypi_tag(build.version, os, machine) or ""
+    if untagged and build.cuda and cuda_of_tag(served) != build.cuda:
+        return None  # no wheel of PyPI's, such as conda's own: the table speaks of wheels
     return builds.archs(build.version, os, machine)
 
 

@@ -1,7 +1,8 @@
 """The processor: its name, instruction set, physical cores, and how much of it this process may use.
 
-A container's `--cpus` is a time quota of the cgroup, which neither `os.cpu_count` nor affinity nor OpenMP sees: with
-more threads than quota, every step waits for the scheduler. So the quota is read where the kernel keeps it.
+A container's `--cpus` is a time quota of the cgroup, which neither `os.cpu_count` nor affinity nor OpenMP
+sees: with more threads than quota, every step waits for the scheduler. So the quota is read where the kernel
+keeps it.
 """
 
 from __future__ import annotations
@@ -19,8 +20,11 @@ from ambidex.device.ask import Answer, ask
 from ambidex.device.machine import Cpu
 
 # Linux's name for a feature -> ours. Only what decides how fast a training step can be.
-_X86 = ("sse4_2", "avx", "f16c", "fma", "avx2", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512_vnni")
-_X86 += ("avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "amx_int8", "amx_fp16")
+_X86 = (
+    *("sse4_2", "avx", "f16c", "fma", "avx2", "avx_vnni"),
+    *("avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
+    *("amx_tile", "amx_bf16", "amx_int8", "amx_fp16"),
+)
 _ARM = {
     "asimd": "neon",
     "asimdhp": "fp16",
@@ -41,10 +45,11 @@ def has_fast_bf16(isa: Iterable[str]) -> bool:
 
 
 def threads_for_training(cpu: Cpu | None = None) -> int:
-    """Threads that a training step should use: the physical cores it may use, and no more than its quota; >= 1.
+    """Threads that a training step should use: the physical cores it may use, and no more than its quota; >=
+    1.
 
-    Of a fractional quota the whole part counts: 2.5 CPUs give 2 threads, because a third would be stopped half
-    of the time and the other two would wait for it.
+    Of a fractional quota the whole part counts: 2.5 CPUs give 2 threads, because a third would be stopped
+    half of the time and the other two would wait for it.
     """
     cpu = look() if cpu is None else cpu
     quota = math.inf if cpu.quota is None else math.floor(cpu.quota)
@@ -52,10 +57,11 @@ def threads_for_training(cpu: Cpu | None = None) -> int:
 
 
 def threads_by_default(cpu: Cpu, environ: Mapping[str, str], machine: str = "x86_64") -> int:
-    """Threads that torch takes when nobody tells it: what the environment says, else MKL's or OpenMP's default.
+    """Threads that torch takes when nobody tells it: what the environment says, else MKL's or OpenMP's
+    default.
 
-    MKL (in the x86 wheels) takes the physical cores of the affinity, OpenMP alone every logical one. Neither sees
-    the quota.
+    MKL (in the x86 wheels) takes the physical cores of the affinity, OpenMP alone every logical one. Neither
+    sees the quota.
     """
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         first = environ.get(name, "").split(",")[0].strip()
@@ -125,9 +131,11 @@ def _cores_by_cpuinfo(listed: Mapping[int, tuple[str, str]], usable: Collection[
 
 
 def quota(root: Path = Path("/")) -> float | None:
-    """CPUs that the cgroup grants, None where it sets no limit. The tightest of the group and its parents counts.
+    """CPUs that the cgroup grants, None where it sets no limit. The tightest of the group and its parents
+    counts.
 
-    cgroup v2 writes ``QUOTA PERIOD`` or ``max PERIOD`` (microseconds) into cpu.max, v1 two files with -1 for none.
+    cgroup v2 writes ``QUOTA PERIOD`` or ``max PERIOD`` (microseconds) into cpu.max, v1 two files with -1 for
+    none.
     """
     limits = [limit for limit in (*_quota_v2(root), *_quota_v1(root)) if limit is not None]
     return min(limits) if limits else None
@@ -148,8 +156,8 @@ def _quota_v1(root: Path) -> list[float | None]:
 def _groups(root: Path, controller: str, mounts: tuple[str, ...]) -> list[Path]:
     """The folders of this process's group and its parents, under each mount that is there.
 
-    A container may show the host's path for its group while its mount begins at the group itself; the mount's own
-    root is therefore always among them.
+    A container may show the host's path for its group while its mount begins at the group itself; the mount's
+    own root is therefore always among them.
     """
     inside = ""
     for line in _text(root / "proc/self/cgroup").splitlines():
@@ -190,7 +198,7 @@ def _macos(put: Callable[..., Answer]) -> Cpu:
 
     # Efficiency cores hold a step's threads up: on Apple silicon the performance cores alone count.
     cores = number("hw.perflevel0.physicalcpu") or number("hw.physicalcpu") or 1
-    isa = ("neon", "bf16") if sysctl("hw.optional.arm.FEAT_BF16") == "1" else ()
+    isa: tuple[str, ...] = ("neon", "bf16") if sysctl("hw.optional.arm.FEAT_BF16") == "1" else ()
     if not isa and sysctl("hw.optional.arm64") == "1":
         isa = ("neon",)
     if sysctl("hw.optional.avx2_0") == "1":
@@ -199,7 +207,7 @@ def _macos(put: Callable[..., Answer]) -> Cpu:
 
 
 def _windows(usable: Collection[int]) -> Cpu:
-    """What Windows tells without help: physical cores and AVX2/AVX-512 by kernel32. Not run on Windows yet."""
+    """What Windows tells without help: physical cores, AVX2, AVX-512. Not run on Windows yet."""
     cores, isa = 0, []
     with contextlib.suppress(Exception):
         import ctypes

@@ -1,16 +1,34 @@
-"""The doctor. (First words of it: what `choose` needs; the report follows.)"""
+"""The doctor: look, judge, and answer whether this build will run on this machine, why, and what to type.
+
+From theory in well under a second, without importing torch; then, where a GPU is visible, by real kernels in
+a child process. `from ambidex import doctor, gpu_usable` is for other projects.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os as system
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ambidex.device.facts import Facts
+from ambidex.device import facts, hiding, rules
+from ambidex.device import probe as probing
+from ambidex.device.asked import understood
+from ambidex.device.diagnosis import EXIT_OF, Cause, Diagnosis
+from ambidex.device.facts import Facts, may_have_gpu
+from ambidex.device.gpus_seen import Seen
+from ambidex.device.machine import Gpu, Machine, Tried
 from ambidex.device.probe import Probe
+from ambidex.device.report import Report
+
+if TYPE_CHECKING:
+    from ambidex.device.extensions import Scan
 
 
 @dataclass(frozen=True)
 class Judged:
-    """One answer: an exit code, the sentence for one line, and the whole text."""
+    """One answer: the exit code, the cause's id, a sentence for one line, and the whole text."""
 
     exit_code: int
     cause: str
@@ -18,20 +36,240 @@ class Judged:
     text: str
 
 
-def judged(facts: Facts, *, probe: Probe | None = None, device: str = "auto", strict: bool = False) -> Judged:
-    """Whether ``device`` can be had, and if not why. (Rough until the rules are merged.)"""
-    build = facts.machine.build
-    if build.missing or build.broken:
-        return Judged(24, "TORCH_BROKEN", build.missing or build.broken, build.missing or build.broken)
-    if probe is not None and not probe.ok:
-        words = "; ".join(
-            [probe.text, *(f"{one.device}: {one.text}" for one in probe.devices if not one.ok)]
-        ).strip("; ")
-        return Judged(30, "PROBE_FAILED", words, words)
-    gpus = ", ".join(gpu.name for gpu in facts.machine.gpus)
-    if build.cuda is None and build.hip is None:
-        words = f"torch {build.version} is a CPU build" + (
-            f"; {gpus} is not used" if gpus else ", and no GPU was found"
+def doctor(
+    *,
+    device: str = "auto",
+    probe: bool = True,
+    strict: bool = False,
+    python_env: str | Path | None = None,
+    torch: str | None = None,
+    gpu: str | None = None,
+    driver: str | None = None,
+    python: str | None = None,
+    os: str | None = None,
+    machine: str | None = None,
+    see: Callable[..., Facts] = facts.look,
+    run_probe: Callable[..., Probe] = probing.run,
+) -> Report:
+    """The report on this machine, or, where any of ``torch`` to ``machine`` is given, on the supposed one.
+
+    ``device`` is auto, cpu, cuda, cuda:N or mps; one asked for by name is judged strictly. ``probe`` False
+    keeps to theory. Raises `Problems` (exit 2) where an argument cannot be understood.
+    """
+    device = understood(device, "flag")
+    supposed = any(word is not None for word in (torch, gpu, driver, python, os, machine))
+    found = see(python_env) if gpu is None else see(python_env, look_at_gpus=lambda *_: Seen())
+    if supposed:
+        elsewhere = any(word is not None for word in (torch, python, os, machine)) and python_env is None
+        here = _as_if_elsewhere(found.machine) if elsewhere else found.machine
+        from ambidex.device import whatif  # what few runs need is not loaded by every one
+
+        imagined = whatif.machine_from(
+            torch=torch, gpu=gpu, driver=driver, python=python, os=os, machine=machine, here=_unhidden(here)
         )
-        return Judged(10 if strict else 0, "CPU_BUILD" if gpus else "NO_GPU", words, words)
-    return Judged(10 if strict else 0, "NO_GPU", "no GPU was found", "no GPU was found")
+        found = replace(found, machine=replace(imagined, cpu=found.machine.cpu), notes=())
+    scan = _scanned(found) if torch is None else None
+    tried = None
+    if probe and not supposed and device != "cpu" and may_have_gpu(found):
+        tried = run_probe(found.environment.program)
+    return Report(
+        facts=found,
+        diagnosis=diagnose(found, scan=scan, probe=tried, device=device, strict=strict),
+        probe=tried,
+        scan=scan,
+        device=device,
+        supposed=supposed,
+    )
+
+
+def gpu_usable(device: str = "cuda", *, probe: bool = False) -> bool:
+    """Whether the installed torch runs on a GPU here (on that one, for ``cuda:1``). Imports no torch.
+
+    From theory by default, in a fraction of a second; with ``probe`` by real kernels in a child process.
+    """
+    return doctor(device=device, probe=probe, strict=True).exit_code == 0
+
+
+def judged(found: Facts, *, probe: Probe | None = None, device: str = "auto", strict: bool = False) -> Judged:
+    """The doctor's word on facts gathered elsewhere: what `choose` says when a GPU is not to be had."""
+    diagnosis = diagnose(found, probe=probe, device=device, strict=strict)
+    cause = diagnosis.cause
+    report = Report(facts=found, diagnosis=diagnosis, probe=probe, scan=None, device=device, supposed=False)
+    return Judged(diagnosis.exit_code, cause.id, cause.text.rstrip("."), report.answer())
+
+
+def diagnose(
+    found: Facts,
+    *,
+    scan: Scan | None = None,
+    probe: Probe | None = None,
+    device: str = "auto",
+    strict: bool = False,
+) -> Diagnosis:
+    """Facts judged by the rules, with what probe and extension scan add, for the device asked about."""
+    machine, tried = _with_probe(found, probe)
+    strict = strict or device not in ("auto", "cpu")
+
+    def judge(one: Machine) -> Diagnosis:
+        answer = rules.judge(
+            one, extensions=None if scan is None else scan.extensions, probe=tried, strict=strict
+        )
+        answer = replace(answer, not_checked=(*answer.not_checked, *(scan.notes if scan else ())))
+        return _hanging(answer, found) if found.seen.hangs else answer
+
+    if device == "cpu":
+        return _on_cpu(judge(machine), machine)
+    if device == "mps" or (device == "auto" and _mps_ran(probe)):
+        return _on_mps(judge(machine), machine, probe)
+    return judge(machine) if device == "auto" else _on_cuda(judge, machine, probe, device)
+
+
+def _as_if_elsewhere(machine: Machine) -> Machine:
+    """For another computer's sake: this one's paths and its installer mean nothing there."""
+    return replace(machine, executable="python", installer="pip")
+
+
+def _unhidden(machine: Machine) -> Machine:
+    """What if does not ask what this shell's variables hide."""
+    return replace(machine, gpus=tuple(replace(gpu, visible=True) for gpu in machine.gpus))
+
+
+def _scanned(found: Facts) -> Scan | None:
+    """The extensions beside torch; None where no GPU or no torch makes them worth a look."""
+    machine = found.machine
+    if not machine.gpus or machine.build.missing or machine.build.cuda is None:
+        return None
+    from ambidex.device import extensions
+
+    places = list(found.environment.places)
+    if machine.build.path:
+        places.append(Path(machine.build.path).parent)
+    return extensions.scan(places, keep=extensions.cache_file(system.environ))
+
+
+def _with_probe(found: Facts, probe: Probe | None) -> tuple[Machine, list[Tried] | None]:
+    """The machine with what only the probe saw, and what happened on each GPU, under the numbers of the
+    rules.
+    """
+    machine = found.machine
+    if probe is None or not probe.ran:
+        return machine, None
+    if probe.cause == "import_failed":
+        return replace(machine, build=replace(machine.build, broken=probe.text)), None
+    if not machine.gpus:
+        seen = tuple(
+            Gpu(one.name, None if machine.build.hip else one.cc, number, one.uuid)
+            for number, one in enumerate(probe.devices)
+            if one.device.startswith("cuda")
+        )
+        machine = replace(machine, gpus=seen)
+    visible = [gpu for gpu in machine.gpus if gpu.visible]
+    if not probe.devices:
+        cause, text = _told(probe.cause, probe.text)
+        return machine, [Tried(gpu.index, False, cause, text) for gpu in visible]
+    pairs = _matched(visible, probe, machine)
+    return machine, [
+        Tried(gpu.index, one.ok, *(("", "") if one.ok else _told(one.cause, one.text))) for gpu, one in pairs
+    ]
+
+
+def _matched(gpus: list[Gpu], probe: Probe, machine: Machine) -> list[tuple[Gpu, probing.DeviceProbe]]:
+    """Each probed device with its GPU: by UUID, which both sides know, else in CUDA's order."""
+    by_uuid = {gpu.uuid: gpu for gpu in gpus if gpu.uuid}
+    left = list(hiding.in_cuda_order(gpus, machine.env))
+    pairs = []
+    for one in probe.devices:
+        alike = [gpu for gpu in left if gpu.name == one.name]
+        gpu = by_uuid.get(one.uuid) or next(iter(alike or left), None)
+        if gpu is None:
+            break
+        left = [other for other in left if other is not gpu]
+        pairs.append((gpu, one))
+    return pairs
+
+
+def _told(fingerprint: str, text: str) -> tuple[str, str]:
+    """The cause's id and its words; what the rules have no cause for brings its own remedy."""
+    from ambidex.device import fingerprints
+
+    known = next((one for one in fingerprints.KNOWN if one.id == fingerprint), None)
+    if known is None:
+        return "PROBE_FAILED", text
+    if known.doctor in ("", "PROBE_FAILED"):
+        return "PROBE_FAILED", f"{text}. {known.cause} Remedy: {known.fix}"
+    return known.doctor, text
+
+
+def _hanging(answer: Diagnosis, found: Facts) -> Diagnosis:
+    """A driver that does not answer leaves open whether there is a GPU; a CPU build does not care."""
+    if found.machine.build.cuda is None or answer.cause.id in ("TORCH_MISSING", "TORCH_BROKEN"):
+        return answer
+    what = next((note for note in found.seen.notes if "did not answer" in note), "it did not answer in time")
+    return _instead(answer, Cause("PROBE_FAILED", f"The NVIDIA driver hangs: {what}. Restart the machine."))
+
+
+def _mps_ran(probe: Probe | None) -> bool:
+    return probe is not None and any(one.device == "mps" and one.ok for one in probe.devices)
+
+
+def _on_cpu(diagnosis: Diagnosis, machine: Machine) -> Diagnosis:
+    """Asked for the CPU, only a torch that is missing or broken is in the way."""
+    if diagnosis.cause.id in ("TORCH_MISSING", "TORCH_BROKEN"):
+        return diagnosis
+    others = tuple(cause for cause in (diagnosis.cause, *diagnosis.also) if cause.id not in ("OK", "NO_GPU"))
+    text = f"torch {machine.build.version} computes on the CPU."
+    return replace(diagnosis, verdict="native", exit_code=0, cause=Cause("OK", text), also=others, fixes=())
+
+
+def _on_mps(diagnosis: Diagnosis, machine: Machine, probe: Probe | None) -> Diagnosis:
+    """Apple's GPU, which the rules know nothing of: only the probe can tell."""
+    if diagnosis.cause.id in ("TORCH_MISSING", "TORCH_BROKEN"):
+        return diagnosis
+    ran = [one for one in probe.devices if one.device == "mps"] if probe is not None else []
+    if ran and ran[0].ok:
+        text = f"torch {machine.build.version} runs on mps: real kernels ran."
+        return replace(diagnosis, verdict="native", exit_code=0, cause=Cause("OK", text), also=(), fixes=())
+    if ran:
+        return _instead(diagnosis, Cause("PROBE_FAILED", f"A real kernel failed on mps: {ran[0].text}."))
+    if machine.os == "macos" and machine.machine in ("aarch64", "arm64"):
+        why = probe.text if probe is not None else "no kernel was tried"
+        return _instead(diagnosis, Cause("PROBE_FAILED", f"Whether mps works is not known: {why}."))
+    return _instead(
+        diagnosis, Cause("NO_GPU", "mps is the GPU of Apple silicon, and this is no such computer.")
+    )
+
+
+def _on_cuda(
+    judge: Callable[[Machine], Diagnosis], machine: Machine, probe: Probe | None, device: str
+) -> Diagnosis:
+    """Any GPU that works for ``cuda``; for ``cuda:N`` that one, in CUDA's numbering, or none."""
+    whole = judge(machine)
+    visible = [gpu for gpu in hiding.in_cuda_order(machine.gpus, machine.env) if gpu.visible]
+    if device == "cuda":
+        return judge(replace(machine, gpus=whole.usable)) if whole.usable else whole
+    number = int(device.removeprefix("cuda:"))
+    probed = {one.device: gpu for gpu, one in _matched(visible, probe, machine)} if probe is not None else {}
+    wanted = probed.get(device) or (visible[number] if number < len(visible) else None)
+    if wanted is not None:
+        return judge(replace(machine, gpus=(wanted,)))
+    if not visible:
+        return whole
+    count = f"{len(visible)} GPU{'s are' if len(visible) > 1 else ' is'} visible, cuda:0"
+    count += f" to cuda:{len(visible) - 1}" if len(visible) > 1 else ""
+    if number < len(machine.gpus):
+        return _instead(whole, Cause("HIDDEN_BY_ENV", f"{device} is hidden by the environment: {count}."))
+    return _instead(whole, Cause("NO_GPU", f"There is no {device}: {count}."))
+
+
+def _instead(diagnosis: Diagnosis, cause: Cause) -> Diagnosis:
+    """Another cause before the one that the rules found."""
+    others = tuple(other for other in (diagnosis.cause, *diagnosis.also) if other.id not in ("OK", cause.id))
+    kind = "unknown" if cause.id == "PROBE_FAILED" else "none"
+    return replace(
+        diagnosis,
+        verdict=kind,  # type: ignore[arg-type]
+        exit_code=int(EXIT_OF[cause.id]),
+        cause=cause,
+        also=others,
+        fixes=(),
+    )

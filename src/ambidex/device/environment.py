@@ -22,13 +22,14 @@ _ASKED = "import json, sys; print(json.dumps([list(sys.version_info[:2]), sys.pr
 
 @dataclass(frozen=True)
 class Environment:
-    """One Python and its packages. ``executable`` is what to type for it."""
+    """One Python and its packages. ``executable`` is what to type for it, ``program`` what to start."""
 
     executable: str
     python: str  # "3.11"
     prefix: Path
     places: tuple[Path, ...]  # where packages are looked for, first wins
     own: bool = True  # whether it is the Python that runs now
+    program: str = ""
     notes: tuple[str, ...] = ()
 
 
@@ -39,7 +40,7 @@ def this(
     entries = sys.path if path is None else path
     places = tuple(Path(entry or ".") for entry in entries)
     version = f"{sys.version_info[0]}.{sys.version_info[1]}"
-    return Environment(_typed(executable), version, Path(prefix), places)
+    return Environment(_typed(executable), version, Path(prefix), places, program=executable)
 
 
 def at(where: str | Path, *, put: Callable[..., Answer] = ask, seconds: float = 5.0) -> Environment:
@@ -59,19 +60,23 @@ def at(where: str | Path, *, put: Callable[..., Answer] = ask, seconds: float = 
         told = _told(answer.out)
         if told is not None and not answer.trouble:
             version, its_prefix, entries = told
-            return Environment(str(program), version, Path(its_prefix), entries, own=False)
-        note = f"{program} was not able to say where its packages lie ({answer.trouble or 'its answer was unreadable'})"
+            return Environment(
+                str(program), version, Path(its_prefix), entries, own=False, program=str(program)
+            )
+        why = answer.trouble or "its answer was unreadable"
+        note = f"{program} was not able to say where its packages lie ({why})"
     places = _places_on_disk(prefix)
     if not places:
         raise _no_environment(path, note or "it holds no python and no site-packages")
     version = _version_on_disk(prefix, places)
-    return Environment(
-        str(program or prefix), version, prefix, places, own=False, notes=(note,) if note else ()
-    )
+    name = str(program or prefix)
+    return Environment(name, version, prefix, places, own=False, program=name, notes=(note,) if note else ())
 
 
 def installer_of(environment: Environment, torch: Path | None, environ: Mapping[str, str]) -> str:
-    """pip, uv, poetry or conda: what put torch there says its INSTALLER file; without torch, what the place looks like."""
+    """pip, uv, poetry or conda: what put torch there says its INSTALLER file; without torch, what the place
+    looks like.
+    """
     wrote = _installer_file(torch)
     uv_made = "uv" in _pyvenv(environment.prefix)
     if wrote in ("uv", "conda"):
@@ -120,7 +125,7 @@ def _program_of(folder: Path) -> Path | None:
 
 
 def _prefix_of(path: Path) -> Path:
-    """The environment that a program or a folder belongs to. A venv's python is a link: it is not followed."""
+    """The environment of a program or a folder. A venv's python is a link: it is not followed."""
     if path.is_dir():
         return path
     return path.parent.parent if path.parent.name in ("bin", "Scripts") else path.parent

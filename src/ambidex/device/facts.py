@@ -1,7 +1,8 @@
-"""What is here: one look at the build, the GPUs, the driver, the container, the processor and the environment.
+"""What is here: one look at the build, the GPUs, the driver, the container, the processor and the
+environment.
 
-No judgement and no torch. Every reader takes its roots and commands as parameters, so that a test can put a machine
-together on disk.
+No judgement and no torch. Every reader takes its roots and commands as parameters, so that a test can put a
+machine together on disk.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ import platform
 import shutil
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ambidex.device import container, cpu, environment, gpus_seen, hiding, installed
 from ambidex.device.environment import Environment
 from ambidex.device.gpus_seen import Seen
-from ambidex.device.machine import Cpu, Machine
+from ambidex.device.machine import Container, Cpu, Machine
 
 _COMPILERS = ("g++", "c++", "clang++", "gcc", "cc", "clang")
 
@@ -28,7 +29,7 @@ class Facts:
 
     machine: Machine
     environment: Environment
-    seen: Seen = Seen()
+    seen: Seen = field(default_factory=Seen)
     compiler: str = ""  # the C++ compiler that torch.compile would find, '' where there is none
     threads_default: int = 1  # what torch takes by itself
     threads_advised: int = 1  # what a training step should use
@@ -48,7 +49,8 @@ def look(
 ) -> Facts:
     """Everything about this machine and this Python, or the Python at ``python_env``.
 
-    Raises `Problems` where ``python_env`` is no Python environment; whatever else is wrong stands in the result.
+    Raises `Problems` where ``python_env`` is no Python environment; whatever else is wrong stands in the
+    result.
     """
     environ = os.environ if environ is None else environ
     os_name = os_name or this_os()
@@ -66,7 +68,7 @@ def look(
             build=build,
             gpus=hiding.mark(seen.gpus, environ, os_name),
             driver=seen.driver,
-            container=container.look(root, environ) if os_name == "linux" else container.Container(),
+            container=container.look(root, environ) if os_name == "linux" else Container(),
             cpu=processor,
             env=hiding.relevant(environ),
             installer=environment.installer_of(where, torch, environ),
@@ -80,6 +82,22 @@ def look(
         threads_advised=cpu.threads_for_training(processor),
         notes=(*where.notes, *seen.notes, *_numbering(seen, environ)),
     )
+
+
+def may_have_gpu(facts: Facts) -> bool:
+    """Whether a child process is worth its seconds: a build with GPU code, and a sign of a GPU that it may
+    see.
+    """
+    machine, build = facts.machine, facts.machine.build
+    if build.missing or build.broken or facts.seen.hangs:
+        return False
+    if machine.os == "macos":
+        return machine.machine == "aarch64"
+    if build.hip is not None:
+        return facts.seen.amd
+    if build.cuda is None:
+        return False
+    return any(gpu.visible for gpu in machine.gpus) if machine.gpus else facts.seen.nvidia
 
 
 def this_os() -> str:
@@ -103,6 +121,7 @@ def _numbering(seen: Seen, environ: Mapping[str, str]) -> tuple[str, ...]:
     if len(seen.gpus) < 2 or hiding.order_is_certain(seen.gpus, environ):
         return ()
     return (
-        "the GPUs differ and CUDA_DEVICE_ORDER is not set: CUDA numbers the fastest first, nvidia-smi by the PCI bus, so "
+        "the GPUs differ and CUDA_DEVICE_ORDER is not set: CUDA numbers the fastest first, nvidia-smi by "
+        "the PCI bus, so "
         "cuda:0 need not be GPU 0 below (CUDA_DEVICE_ORDER=PCI_BUS_ID makes them agree)",
     )

@@ -15,9 +15,10 @@ from functools import cache
 
 from ambidex.device import builds, commands
 from ambidex.device.builds import Release
-from ambidex.device.covers import driver_allows, floor, sm, verdict
+from ambidex.device.covers import driver_allows, floor, is_integrated, verdict
 from ambidex.device.diagnosis import Fix
 from ambidex.device.machine import Build, Gpu, Machine
+from ambidex.device.naming import capabilities, numbered
 from ambidex.device.version import numbers
 
 _TIERS = {"stable": 0, "ended": 1, "unsupported": 2}
@@ -36,12 +37,13 @@ def fixes(machine: Machine) -> tuple[Fix, ...]:
     covered = _most(machine, wanted)
     if not covered:
         return ()
-    found = _ways(machine, covered)
     left = [gpu for gpu in wanted if gpu not in covered]
     working = [gpu for gpu in wanted if _runs(machine.build, gpu, machine)]
-    if left and working:
-        found.insert(0, _show_only(machine, working, [gpu for gpu in wanted if gpu not in working]))
-    return tuple(_naming(fix, covered, left) for fix in found)
+    shown = [_show_only(machine, working, [gpu for gpu in wanted if gpu not in working])]
+    if left and len(working) >= len(covered):
+        return tuple(shown)  # no other build would serve more of them
+    found = _ways(machine, covered)
+    return tuple(_naming(fix, covered, left) for fix in (shown if left and working else []) + found)
 
 
 def keep_and_update_driver(machine: Machine) -> Fix | None:
@@ -69,7 +71,7 @@ def update_driver(machine: Machine, needed: str) -> str:
         return f"Update the NVIDIA driver in Windows, not inside WSL, to {needed} or newer"
     if machine.container.kind:
         return f"Update the NVIDIA driver on the host to {needed} or newer"
-    if any(gpu.name.lower().find("jetson") >= 0 for gpu in machine.gpus):
+    if any(is_integrated(gpu.cc) for gpu in machine.gpus):
         return f"Update JetPack to one whose driver is {needed} or newer"
     return f"Update the NVIDIA driver to {needed} or newer"
 
@@ -167,7 +169,7 @@ def _now(machine: Machine, release: Release, gpus: Sequence[Gpu]) -> Fix:
     unknown_driver = machine.driver.version is None and machine.driver.cuda is None
     needed = driver_floor(machine, release.build(), gpus)
     until = f" It needs driver {needed} or newer." if unknown_driver and needed else ""
-    why = f"torch {release.version} has code for {_named(gpus)}{_on_this(machine, release)}.{until}"
+    why = f"torch {release.version} has code for {capabilities(gpus)}{_on_this(machine, release)}.{until}"
     return _fix(machine, release, {}, why)
 
 
@@ -187,7 +189,7 @@ def _on_this(machine: Machine, release: Release) -> str:
 def _driver_first(machine: Machine, release: Release, gpus: Sequence[Gpu]) -> Fix:
     needed = driver_floor(machine, release.build(), gpus) or ""
     why = (
-        f"{update_driver(machine, needed)} first: no build with code for {_named(gpus)} runs on "
+        f"{update_driver(machine, needed)} first: no build with code for {capabilities(gpus)} runs on "
         f"{present(machine)}. Then install torch {release.version}."
     )
     return _fix(machine, release, {"driver": needed}, why)
@@ -223,7 +225,7 @@ def _with_another_python(machine: Machine, fitting: Sequence[Release], gpus: Seq
     # The newest that the build allows: a Python that is near an end is soon out of the next table.
     requires = {"python": last}
     why = (
-        f"No build with code for {_named(gpus)} has wheels for Python {machine.python}; "
+        f"No build with code for {capabilities(gpus)} has wheels for Python {machine.python}; "
         f"torch {release.version} has them for Python {first} to {last}."
     )
     if not running:
@@ -240,12 +242,8 @@ def present(machine: Machine) -> str:
     return "the present driver"
 
 
-def _named(gpus: Sequence[Gpu]) -> str:
-    return " and ".join(dict.fromkeys(sm(gpu.cc) for gpu in gpus if gpu.cc))
-
-
 def _show_only(machine: Machine, working: Sequence[Gpu], rest: Sequence[Gpu]) -> Fix:
-    names, others = _numbered(working), _numbered(rest)
+    names, others = numbered(working), numbered(rest)
     why = f"{names} works with this torch, and no build serves {others} as well: show torch that one alone."
     return Fix((commands.show_only(working, machine.os),), why=why, build=machine.build)
 
@@ -254,9 +252,5 @@ def _naming(fix: Fix, covered: Sequence[Gpu], left: Sequence[Gpu]) -> Fix:
     """Says which GPU is served where not all can be, and shows torch that one alone."""
     if not left or not fix.installs:
         return fix
-    why = f"{fix.why} It serves {_numbered(covered)}; no build serves {_numbered(left)} as well."
+    why = f"{fix.why} It serves {numbered(covered)}; no build serves {numbered(left)} as well."
     return replace(fix, why=why)
-
-
-def _numbered(gpus: Sequence[Gpu]) -> str:
-    return " and ".join(f"GPU {gpu.index} {gpu.name}" for gpu in gpus)

@@ -112,13 +112,26 @@ def _by_capability(cc: tuple[int, int], text: str) -> Known:
 
 def _by_name(text: str) -> Known:
     asked = _words(text)
+    without = tuple(word for word in asked if word != "quadro")  # NVIDIA gave the word up, people did not
+    return _match(asked) or _match(without) or _missed(text, asked)
+
+
+def _match(asked: tuple[str, ...]) -> Known | None:
     exact = [gpu for gpu in known() if asked and _same(asked, _words(gpu.name))]
     if exact:
         return exact[0]
-    shortened = [gpu for gpu in known() if asked and _is_shortened(asked, _words(gpu.name))]
-    if shortened and len({gpu.cc for gpu in shortened}) == 1:
-        return min(shortened, key=lambda gpu: len(gpu.name))
-    raise Problems(_miss(text, shortened))
+    several = _shortened(asked)
+    if several and len({gpu.cc for gpu in several}) == 1:
+        return min(several, key=lambda gpu: len(gpu.name))
+    return None
+
+
+def _missed(text: str, asked: tuple[str, ...]) -> Known:
+    raise Problems(_miss(text, _shortened(asked)))
+
+
+def _shortened(asked: tuple[str, ...]) -> list[Known]:
+    return [gpu for gpu in known() if asked and _is_shortened(asked, _words(gpu.name))]
 
 
 def _miss(text: str, several: list[Known]) -> Problem:

@@ -1,17 +1,21 @@
 """GPUs and driver, asked of whoever answers: NVML, then `nvidia-smi`, then the kernel's own files.
 
-Three sources, because each of them is missing somewhere: a container may lack NVML, `nvidia-smi` may hang, and the
-kernel's files tell only the driver.
+Three sources, because each of them is missing somewhere: a container may lack NVML, `nvidia-smi` may hang,
+and the kernel's files tell only the driver.
 """
 
 from __future__ import annotations
 
 import csv
+import ctypes
+import json
 import re
 import shutil
+import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from ambidex.device import container, gpus, nvml
 from ambidex.device.ask import Answer, ask
@@ -27,11 +31,21 @@ class Seen:
     """What was found, and what was not, in words. ``nvidia`` and ``amd``: any sign of such a GPU at all."""
 
     gpus: tuple[Gpu, ...] = ()
-    driver: Driver = Driver()
+    driver: Driver = field(default_factory=Driver)
     nvidia: bool = False
     amd: bool = False
     hangs: bool = False  # the driver did not answer in time, so nothing else should be asked of it
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Told:
+    """What one source told. ``notes`` says what went wrong."""
+
+    gpus: tuple[Gpu, ...] = ()
+    driver: Driver = field(default_factory=Driver)
+    notes: tuple[str, ...] = ()
+    hangs: bool = False
 
 
 def look(
@@ -39,20 +53,20 @@ def look(
     environ: Mapping[str, str] | None = None,
     *,
     smi: str | None = None,
-    by_nvml: Callable[[], tuple[tuple[Gpu, ...], Driver, tuple[str, ...], bool]] = nvml.seen,
+    nvml_told: Callable[[], Told] | None = None,
     put: Callable[..., Answer] = ask,
     seconds: float = 4.0,
 ) -> Seen:
     """Every GPU of this machine, hidden ones too, and its driver."""
     environ = environ or {}
-    found, driver, notes, answered = by_nvml()
-    hangs = any("did not answer" in note for note in notes)
+    told = by_nvml() if nvml_told is None else nvml_told()
+    found, driver, notes, hangs = told.gpus, told.driver, told.notes, told.hangs
     program = smi or find_smi(root, environ)
     if program is not None and not hangs and (not found or any(gpu.cc is None for gpu in found)):
-        smi_gpus, smi_driver, smi_notes, smi_hangs = by_smi(program, put=put, seconds=seconds)
-        found = found if answered and found and len(smi_gpus) < len(found) else smi_gpus or found
-        driver = Driver(driver.version or smi_driver.version, driver.cuda or smi_driver.cuda)
-        notes, hangs = (*notes, *smi_notes), hangs or smi_hangs
+        by_program = by_smi(program, put=put, seconds=seconds)
+        found = by_program.gpus if len(by_program.gpus) >= len(found) else found
+        driver = Driver(driver.version or by_program.driver.version, driver.cuda or by_program.driver.cuda)
+        notes, hangs = (*notes, *by_program.notes), by_program.hangs
     found = found or jetson(root)
     driver = replace(driver, version=driver.version or driver_by_kernel(root))
     on_bus = pci_gpus(root)
@@ -60,7 +74,7 @@ def look(
     shadow = container.compat_shadow(environ)
     if shadow:
         notes = (*notes, f"{shadow} on LD_LIBRARY_PATH shadows the driver's libcuda (error 804 on a GeForce)")
-    nvidia = bool(found or program or driver.version or hangs) or container.has_nvidia_nodes(root)
+    nvidia = bool(found or driver.version or hangs) or container.has_nvidia_nodes(root)
     amd = (root / "dev/kfd").exists()
     return Seen(tuple(_named(gpu) for gpu in found), driver, nvidia, amd, hangs, notes)
 
@@ -87,10 +101,44 @@ def find_smi(root: Path, environ: Mapping[str, str]) -> str | None:
     return None
 
 
-def by_smi(
-    program: str, *, put: Callable[..., Answer] = ask, seconds: float = 4.0
-) -> tuple[tuple[Gpu, ...], Driver, tuple[str, ...], bool]:
-    """GPUs, driver, what went wrong in words, and whether it hung."""
+def by_nvml(
+    *,
+    load: Callable[[str], Any] = ctypes.CDLL,
+    put: Callable[..., Answer] = ask,
+    seconds: float = 3.0,
+) -> Told:
+    """NVML's word, by way of a child process; nothing where this machine has no NVML."""
+    if nvml.loaded(load) is None:
+        return Told()
+    # -I and -S: neither the user's modules nor site-packages are needed, and leaving them out is faster.
+    answer = put([sys.executable, "-I", "-S", str(nvml.__file__)], seconds=seconds)
+    if answer.trouble:
+        hangs = "did not answer" in answer.trouble
+        how = f"did not answer within {seconds:g} s" if hangs else f"broke down: {answer.trouble}"
+        return Told(notes=(f"NVML {how}",), hangs=hangs)
+    try:
+        return _told_by_nvml(json.loads(answer.out))
+    except (ValueError, KeyError, TypeError):
+        return Told(notes=("NVML's answer could not be read",))
+
+
+def _told_by_nvml(said: dict[str, Any]) -> Told:
+    found = tuple(
+        Gpu(
+            str(row["name"]),
+            (int(row["cc"][0]), int(row["cc"][1])) if row["cc"] else None,
+            int(row["index"]),
+            str(row["uuid"]),
+            row["memory_bytes"],
+        )
+        for row in said["gpus"]
+    )
+    cuda = (int(said["cuda"][0]), int(said["cuda"][1])) if said["cuda"] else None
+    return Told(found, Driver(said["driver"], cuda), tuple(map(str, said["notes"])))
+
+
+def by_smi(program: str, *, put: Callable[..., Answer] = ask, seconds: float = 4.0) -> Told:
+    """The word of ``nvidia-smi``."""
     answer = put([program, f"--query-gpu={_FIELDS}", "--format=csv,noheader"], seconds=seconds)
     fields = _FIELDS
     if answer.code not in (0, None) and "compute_cap" in answer.out + answer.err:
@@ -98,18 +146,12 @@ def by_smi(
         fields = _OLD_FIELDS
     if answer.trouble:
         said = _first_words(answer.err or answer.out)
-        return (
-            (),
-            Driver(),
-            (answer.trouble + (f': "{said}"' if said else ""),),
-            "did not answer" in answer.trouble,
-        )
+        note = answer.trouble + (f': "{said}"' if said else "")
+        return Told(notes=(note,), hangs="did not answer" in answer.trouble)
     found, version = parse_csv(answer.out, fields.split(","))
     if not found:
-        said = _first_words(answer.out)
-        return (), Driver(), (f'nvidia-smi named no GPU; it said "{said}"',), False
-    header = put([program], seconds=seconds)
-    return found, Driver(version, cuda_of_header(header.out)), (), False
+        return Told(notes=(f'nvidia-smi named no GPU; it said "{_first_words(answer.out)}"',))
+    return Told(found, Driver(version, cuda_of_header(put([program], seconds=seconds).out)))
 
 
 def parse_csv(text: str, fields: Sequence[str]) -> tuple[tuple[Gpu, ...], str | None]:
@@ -166,7 +208,7 @@ def driver_by_kernel(root: Path) -> str | None:
 
 
 def pci_gpus(root: Path) -> dict[str, tuple[str, ...]]:
-    """Display controllers on the PCI bus by maker: the device ids of those that no driver need be loaded for."""
+    """Display controllers on the PCI bus, by maker, as device ids: seen without any driver."""
     makers = {"0x10de": "nvidia", "0x1002": "amd"}
     found: dict[str, tuple[str, ...]] = {}
     try:
@@ -189,7 +231,8 @@ def _silence(
     ids = ", ".join(on_bus)
     if container.has_nvidia_nodes(root) or driver.version:
         return (
-            f"an NVIDIA GPU is on the PCI bus (device {ids}), but the driver does not list it for this process",
+            f"an NVIDIA GPU is on the PCI bus (device {ids}), but the driver does not list it for this "
+            f"process",
         )
     return (f"an NVIDIA GPU is on the PCI bus (device {ids}), but no NVIDIA driver is loaded",)
 
@@ -205,7 +248,9 @@ def _mebibytes(text: str) -> int | None:
 
 
 def _first_words(text: str) -> str:
-    return " ".join(text.split())[:120]
+    """The beginning of what a program said, or that it cannot be read: rubbish must not reach a terminal."""
+    words = " ".join(text.split())[:120]
+    return words if words.isascii() and words.isprintable() else "(nothing readable)"
 
 
 def _line(path: Path) -> str:

@@ -1,7 +1,7 @@
 """Which GPUs the environment leaves visible: CUDA_VISIBLE_DEVICES and its relatives, read as CUDA reads them.
 
-The parsing follows what `torch.cuda._parse_visible_devices` was measured to do (torch 2.13.0): numbers are read
-as `strtoul` reads them, a negative or unreadable entry ends the list, and a repeated one empties it.
+The parsing follows what `torch.cuda._parse_visible_devices` was measured to do (torch 2.13.0): numbers are
+read as `strtoul` reads them, a negative or unreadable entry ends the list, and a repeated one empties it.
 """
 
 from __future__ import annotations
@@ -94,8 +94,8 @@ def mark(gpus: Sequence[Gpu], environ: Mapping[str, str], os_name: str = "linux"
 def in_cuda_order(gpus: Sequence[Gpu], environ: Mapping[str, str]) -> tuple[Gpu, ...]:
     """The GPUs as CUDA numbers them: PCI order where CUDA_DEVICE_ORDER says so, else the fastest first.
 
-    How fast CUDA thinks a GPU is cannot be known without it; the newest architecture is taken for the fastest.
-    `order_is_certain` says whether that guess matters.
+    How fast CUDA thinks a GPU is cannot be known without it; the newest architecture is taken for the
+    fastest. `order_is_certain` says whether that guess matters.
     """
     if environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID":
         return tuple(sorted(gpus, key=lambda gpu: gpu.index))
@@ -103,7 +103,7 @@ def in_cuda_order(gpus: Sequence[Gpu], environ: Mapping[str, str]) -> tuple[Gpu,
 
 
 def order_is_certain(gpus: Sequence[Gpu], environ: Mapping[str, str]) -> bool:
-    """Whether a GPU's number means the same to CUDA and to nvidia-smi: alike GPUs, or CUDA_DEVICE_ORDER set."""
+    """Whether a GPU's number means the same to CUDA and nvidia-smi: alike GPUs, or CUDA_DEVICE_ORDER set."""
     return environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID" or len({gpu.name for gpu in gpus}) <= 1
 
 
@@ -129,7 +129,9 @@ def _leading_number(text: str) -> int:
 
 
 def _mark_slices(gpus: Sequence[Gpu], mask: Mask) -> tuple[Gpu, ...]:
-    """MIG slices: ``MIG-GPU-<uuid>/1/0`` names its GPU; a slice's own UUID may lie on any GPU, so none is hidden."""
+    """MIG slices: ``MIG-GPU-<uuid>/1/0`` names its GPU; a slice's own UUID may lie on any GPU, so none is
+    hidden.
+    """
     entries = [str(entry) for entry in mask.entries or ()]
     if not all(entry.startswith("MIG-GPU-") for entry in entries):
         return tuple(gpus)

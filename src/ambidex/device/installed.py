@@ -1,8 +1,8 @@
 """The build: which torch lies in an environment, read from its files without importing it.
 
-`torch/version.py` names version and CUDA; the list of GPU architectures is one literal inside libtorch_python, found
-with `mmap` (seen on the Linux wheels 2.6.0+cu124 and 2.15.0+cu132; by inference on Windows). So a torch that cannot be
-imported, or belongs to another Python, is judged like any other.
+`torch/version.py` names version and CUDA; the list of GPU architectures is one literal inside
+libtorch_python, found with `mmap` (seen on the Linux wheels 2.6.0+cu124 and 2.15.0+cu132; by inference on
+Windows). So a torch that cannot be imported, or belongs to another Python, is judged like any other.
 """
 
 from __future__ import annotations
@@ -14,12 +14,17 @@ import struct
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from ambidex.device import fatbin
 from ambidex.device.environment import Environment
 from ambidex.device.machine import Arch, Build
 
 _ENTRY = rb"(?:sm|compute)_[1-9]\d{1,2}[af]?"
 _LITERAL = re.compile(rb"(?<![\w ])" + _ENTRY + rb"(?: " + _ENTRY + rb")*(?=\0)")
 _LIBRARIES = ("libtorch_python.so", "torch_python.dll", "libtorch_python.dylib")
+# Lines of RECORD: the files without which `import torch` cannot work.
+_NEEDED = re.compile(
+    r"^(torch/(?:lib/[^/,\n]+\.(?:so|dll|dylib)\b[^/,\n]*|_C\.[^/,\n]*|__init__\.py)),", re.M
+)
 _KNOWN_KINDS = (b"\x7fELF", b"MZ", b"\xcf\xfa\xed\xfe", b"\xca\xfe\xba\xbe", b"\xca\xfe\xba\xbf")
 # Where a torch that came from conda keeps them, seen from its site-packages folder.
 _CONDA_FOLDERS = ("../..", "../../../Library/bin", "../../Library/bin")
@@ -74,7 +79,7 @@ def _no_torch(environment: Environment) -> str:
     where = environment.executable if environment.own else f"{environment.prefix}"
     leftover = next((place / "torch" for place in environment.places if (place / "torch").is_dir()), None)
     rest = f"; {leftover} is what an uninstall left behind" if leftover else ""
-    return f"no torch is installed for {where} (Python {environment.python}){rest}"
+    return f"No torch is installed for {where} (Python {environment.python}){rest}"
 
 
 def _version(folder: Path) -> tuple[str | None, str | None, str | None, str]:
@@ -128,10 +133,23 @@ def _archs(folder: Path) -> tuple[tuple[Arch, ...] | None, str]:
         return None, f"{library} cannot be read ({error.strerror})"
     if literal:
         return _parsed(literal), ""
+    held = _by_code(library.parent)
+    if held:
+        return held, ""
     trouble = (
         "" if is_whole(library) else f"{library} is damaged: it is no library and holds no list of GPU code"
     )
     return None, trouble
+
+
+def _by_code(folder: Path) -> tuple[Arch, ...]:
+    """Where the literal is not found, the headers of the GPU code itself."""
+    for name in ("libtorch_cuda.so", "torch_cuda.dll"):
+        try:
+            return fatbin.archs_in(folder / name)
+        except (OSError, ValueError):
+            continue
+    return ()
 
 
 def literal_in(library: Path) -> str:
@@ -144,12 +162,13 @@ def literal_in(library: Path) -> str:
     lists = [text for text in found if b" " in text]
     if lists:
         return max(lists, key=len).decode()
-    # A build for one GPU has a list of one; where several single entries stand about, none can be told for the list.
+    # A build for one GPU has a list of one; where several single entries stand about, none can be told for
+    # the list.
     return found.pop().decode() if len(found) == 1 else ""
 
 
 def _hits(view: mmap.mmap) -> Iterable[re.Match[bytes]]:
-    """Matches of the literal. Looked for by `find` first, which is tens of times faster than the expression."""
+    """Matches of the literal. `find` goes first: it is tens of times faster than the expression alone."""
     end = 0
     starts = sorted(_every(view, b"sm_") + _every(view, b"compute_"))
     for start in starts:
@@ -203,19 +222,15 @@ def _recorded(folder: Path) -> Sequence[str]:
             text = (info / "RECORD").read_text("utf-8", "replace")
         except (OSError, ValueError):
             continue
-        lines = (line.split(",", 1)[0] for line in text.splitlines())
-        return [
-            name
-            for name in lines
-            if re.match(r"torch/(?:lib/[^/]+\.(?:so|dll|dylib)\b|_C\.|__init__\.py)", name)
-        ]
+        return _NEEDED.findall(text)
     return ()
 
 
 def is_whole(library: Path) -> bool:
     """Whether a shared library reaches as far as its own header says.
 
-    A file of a kind that no loader knows is whole only where the list of architectures stands in it all the same.
+    A file of a kind that no loader knows is whole only where the list of architectures stands in it all the
+    same.
     """
     try:
         size = library.stat().st_size

@@ -1,17 +1,18 @@
-"""The probe's child process: run a training step's kinds of kernels on every GPU, one line of JSON for each event.
+"""The probe's child process: run a training step's kinds of kernels on every GPU, one line of JSON for each
+event.
 
-The only file under device/ that imports torch, and it is run, never imported: by whichever Python is judged, Python 3.8
-or newer, so it keeps to old words. Each event is printed before what it announces is tried, so that a crash or a hang
-still tells where it was.
+The only file under device/ that imports torch, and it is run, never imported: by whichever Python is judged,
+Python 3.8 or newer, so it keeps to old words. Each event is printed before what it announces is tried, so
+that a crash or a hang still tells where it was.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
-import os
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 
@@ -96,7 +97,7 @@ def describe(torch: Any, ordinal: int) -> dict[str, Any]:
     properties = torch.cuda.get_device_properties(ordinal)
     uuid = str(getattr(properties, "uuid", "") or "")
     return {
-        "device": "cuda:%d" % ordinal,
+        "device": f"cuda:{ordinal}",
         "name": properties.name,
         "cc": [properties.major, properties.minor],
         "uuid": "GPU-" + uuid if uuid and not uuid.startswith("GPU-") else uuid,
@@ -105,8 +106,8 @@ def describe(torch: Any, ordinal: int) -> dict[str, Any]:
 
 
 def main(skip: int) -> None:
-    here = os.path.dirname(os.path.abspath(__file__))
-    sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry or ".") != here]
+    here = Path(__file__).resolve().parent
+    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != here]
     try:
         torch = importlib.import_module("torch")
         say(
@@ -137,16 +138,16 @@ def main(skip: int) -> None:
         try:
             say("device", **describe(torch, ordinal))
         except Exception as error:
-            say("device", device="cuda:%d" % ordinal, name="", cc=None, uuid="", memory_bytes=None)
+            say("device", device=f"cuda:{ordinal}", name="", cc=None, uuid="", memory_bytes=None)
             say(
                 "failed",
-                device="cuda:%d" % ordinal,
+                device=f"cuda:{ordinal}",
                 op="open",
                 kind=type(error).__name__,
                 message=str(error)[:2000],
             )
             return
-        if not try_device(torch, "cuda:%d" % ordinal):
+        if not try_device(torch, f"cuda:{ordinal}"):
             return
 
 

@@ -1,20 +1,21 @@
 """GPUs and driver by NVML, NVIDIA's management library, through ctypes: no torch, no CUDA context.
 
-NVML lists every GPU whatever CUDA_VISIBLE_DEVICES says, in the order of the PCI bus. On a sick driver a call may fail
-anywhere, or never return; so each is asked for in a thread that nobody waits for longer than a limit.
+NVML lists every GPU whatever CUDA_VISIBLE_DEVICES says, in the order of the PCI bus. On a sick driver a call
+may fail anywhere, never return, or take its process with it; so `gpus_seen` runs this file in a child process
+with a time limit. It imports nothing but the standard library, and prints what it learned as one line of
+JSON.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import json
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ambidex.device.machine import Driver, Gpu
-
-_NAMES = {
+NAMES = {
     "win32": ("nvml.dll", r"C:\Program Files\NVIDIA Corporation\NVSMI\nvml.dll"),
     "linux": ("libnvidia-ml.so.1", "/usr/lib/wsl/lib/libnvidia-ml.so.1"),
 }
@@ -36,7 +37,7 @@ _ERRORS = {
 }
 
 
-class _Failed(Exception):
+class _CallError(Exception):
     """One NVML call that did not succeed, in words."""
 
 
@@ -44,66 +45,39 @@ class _Memory(ctypes.Structure):
     _fields_ = (("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong))
 
 
-def seen(
-    *, load: Callable[[str], Any] = ctypes.CDLL, names: Sequence[str] | None = None, seconds: float = 3.0
-) -> tuple[tuple[Gpu, ...], Driver, tuple[str, ...], bool]:
-    """GPUs, driver, what went wrong in words, and whether NVML answered at all.
+def loaded(load: Callable[[str], Any] = ctypes.CDLL, names: Sequence[str] | None = None) -> Any | None:
+    """The library, None where this machine has none."""
+    for name in NAMES.get(sys.platform, ()) if names is None else names:
+        with contextlib.suppress(OSError):
+            return load(name)
+    return None
 
-    A GPU of which only part could be read is kept with that part.
+
+def read(library: Any) -> dict[str, Any]:
+    """``gpus``, ``driver``, ``cuda``, and ``notes``: what failed, in words. What could be read of a GPU is
+    kept.
     """
-    result: list[tuple[tuple[Gpu, ...], Driver, tuple[str, ...], bool]] = []
-
-    def work() -> None:
-        result.append(_ask(load, _NAMES.get(sys.platform, _NAMES["linux"]) if names is None else names))
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if result:
-        return result[0]
-    return (), Driver(), (f"NVML did not answer within {seconds:g} s: the driver hangs",), False
-
-
-def _ask(
-    load: Callable[[str], Any], names: Sequence[str]
-) -> tuple[tuple[Gpu, ...], Driver, tuple[str, ...], bool]:
-    library = _loaded(load, names)
-    if library is None:
-        return (), Driver(), (), False
     try:
         _call(library, "nvmlInit_v2")
-    except _Failed as failed:
-        return (), Driver(), (f"NVML did not start: {failed}",), False
+    except _CallError as failed:
+        return {"gpus": [], "driver": None, "cuda": None, "notes": [f"NVML did not start: {failed}"]}
     notes: list[str] = []
-    try:
-        driver = Driver(_driver_version(library, notes), _driver_cuda(library, notes))
-        gpus = _gpus(library, notes)
-    finally:
-        try:
-            _call(library, "nvmlShutdown")
-        except _Failed:
-            pass  # everything was read
-    return gpus, driver, tuple(notes), True
-
-
-def _loaded(load: Callable[[str], Any], names: Sequence[str]) -> Any | None:
-    for name in names:
-        try:
-            return load(name)
-        except OSError:
-            continue
-    return None
+    driver, cuda = _driver_version(library, notes), _driver_cuda(library, notes)
+    gpus = _gpus(library, notes)
+    with contextlib.suppress(_CallError):
+        _call(library, "nvmlShutdown")
+    return {"gpus": gpus, "driver": driver, "cuda": cuda, "notes": notes}
 
 
 def _call(library: Any, function: str, *arguments: Any) -> None:
     try:
         code = getattr(library, function)(*arguments)
     except AttributeError:
-        raise _Failed(f"{function} is not in this driver's library") from None
+        raise _CallError(f"{function} is not in this driver's library") from None
     except (OSError, ValueError, ctypes.ArgumentError) as error:
-        raise _Failed(f"{function}: {error}") from None
+        raise _CallError(f"{function}: {error}") from None
     if code != 0:
-        raise _Failed(f"{function}: {_ERRORS.get(code, f'error {code}')}")
+        raise _CallError(f"{function}: {_ERRORS.get(code, f'error {code}')}")
 
 
 def _string(library: Any, function: str, *arguments: Any) -> str:
@@ -115,7 +89,7 @@ def _string(library: Any, function: str, *arguments: Any) -> str:
 def _driver_version(library: Any, notes: list[str]) -> str | None:
     try:
         return _string(library, "nvmlSystemGetDriverVersion") or None
-    except _Failed as failed:
+    except _CallError as failed:
         notes.append(f"NVML could not name the driver: {failed}")
         return None
 
@@ -125,32 +99,32 @@ def _driver_cuda(library: Any, notes: list[str]) -> tuple[int, int] | None:
     number = ctypes.c_int(0)
     try:
         _call(library, "nvmlSystemGetCudaDriverVersion_v2", ctypes.byref(number))
-    except _Failed as failed:
+    except _CallError as failed:
         notes.append(f"NVML could not name the driver's CUDA: {failed}")
         return None
     return (number.value // 1000, number.value % 1000 // 10) if number.value >= 1000 else None
 
 
-def _gpus(library: Any, notes: list[str]) -> tuple[Gpu, ...]:
+def _gpus(library: Any, notes: list[str]) -> list[dict[str, Any]]:
     count = ctypes.c_uint(0)
     try:
         _call(library, "nvmlDeviceGetCount_v2", ctypes.byref(count))
-    except _Failed as failed:
+    except _CallError as failed:
         notes.append(f"NVML could not count the GPUs: {failed}")
-        return ()
+        return []
     gpus = []
     for index in range(min(count.value, 256)):
         handle = ctypes.c_void_p()
         try:
             _call(library, "nvmlDeviceGetHandleByIndex_v2", ctypes.c_uint(index), ctypes.byref(handle))
-        except _Failed as failed:
+        except _CallError as failed:
             notes.append(f"NVML could not open GPU {index}: {failed}")
             continue
         gpus.append(_gpu(library, index, handle, notes))
-    return tuple(gpus)
+    return gpus
 
 
-def _gpu(library: Any, index: int, handle: Any, notes: list[str]) -> Gpu:
+def _gpu(library: Any, index: int, handle: Any, notes: list[str]) -> dict[str, Any]:
     name, uuid, cc, memory_bytes = "", "", None, None
     major, minor, memory = ctypes.c_int(0), ctypes.c_int(0), _Memory()
     try:
@@ -166,8 +140,20 @@ def _gpu(library: Any, index: int, handle: Any, notes: list[str]) -> Gpu:
         uuid = _string(library, "nvmlDeviceGetUUID", handle)
         _call(library, "nvmlDeviceGetMemoryInfo", handle, ctypes.byref(memory))
         memory_bytes = int(memory.total)
-    except _Failed as failed:
+    except _CallError as failed:
         # Memory is only worth a line where it is asked for: integrated GPUs have none of their own.
         if cc is None or not uuid:
             notes.append(f"NVML told only part of GPU {index}: {failed}")
-    return Gpu(name or f"GPU {index}", cc, index, uuid, memory_bytes)
+    return {
+        "index": index,
+        "name": name or f"GPU {index}",
+        "cc": cc,
+        "uuid": uuid,
+        "memory_bytes": memory_bytes,
+    }
+
+
+if __name__ == "__main__":
+    found = loaded()
+    if found is not None:
+        print(json.dumps(read(found)))

@@ -1,7 +1,7 @@
 """A real kernel on every visible GPU, in a child process: what runs outranks what theory says.
 
-A child, because asking CUDA anything spoils this process for forked workers, because a sick driver may hang or crash
-it, and because the torch that is judged may belong to another Python.
+A child, because asking CUDA anything spoils this process for forked workers, because a sick driver may hang
+or crash it, and because the torch that is judged may belong to another Python.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ambidex.device import fingerprints
 from ambidex.device.ask import Answer, ask
 
 # A cold import of a CUDA build takes up to 20 s on a slow disk; PTX that must be compiled first takes longer.
@@ -43,7 +42,9 @@ class DeviceProbe:
 
 @dataclass(frozen=True)
 class Probe:
-    """``ran`` is False where no child was started. ``cause`` and ``text`` say why no device was reached at all."""
+    """``ran`` is False where no child was started. ``cause`` and ``text`` say why no device was reached at
+    all.
+    """
 
     ran: bool = False
     devices: tuple[DeviceProbe, ...] = ()
@@ -144,7 +145,7 @@ def _opened(event: Mapping[str, Any]) -> DeviceProbe:
 def _failed(device: DeviceProbe, kind: str, message: str) -> DeviceProbe:
     if kind == "WrongResult":
         return replace(device, cause="wrong_result", text=f"{device.operation}: {message}")
-    cause = fingerprints.cause_of(message)
+    cause = _cause_of(message)
     words = f'{device.operation} failed: "{_first_line(message) or kind}"'
     return replace(device, cause=cause or "failed", text=words)
 
@@ -157,7 +158,7 @@ def _ended(device: DeviceProbe, answer: Answer, *, stopped: bool, seconds: float
 
 
 def _nothing_reached(found: Probe, what: str, kind: str, message: str) -> Probe:
-    cause = fingerprints.cause_of(message)
+    cause = _cause_of(message)
     if what == "import_failed":
         return replace(
             found, cause="import_failed", text=f'import torch failed: {kind}: "{_first_line(message)}"'
@@ -172,7 +173,7 @@ def _silent(found: Probe, answer: Answer, *, stopped: bool, seconds: float) -> P
         return replace(found, cause="timeout", text=f"{stage} did not end within {seconds:g} s")
     if stopped:
         return replace(found, ran=False, cause="not_started", text=answer.trouble)
-    cause = fingerprints.cause_of(answer.err)
+    cause = _cause_of(answer.err)
     last = answer.err.strip().splitlines()[-1:] or [""]
     return replace(
         found,
@@ -183,6 +184,12 @@ def _silent(found: Probe, answer: Answer, *, stopped: bool, seconds: float) -> P
 
 def _end(answer: Answer) -> str:
     return answer.trouble or "it ended early"
+
+
+def _cause_of(message: str) -> str:
+    from ambidex.device import fingerprints  # only a failure needs them
+
+    return fingerprints.cause_of(message)
 
 
 def _first_line(message: str) -> str:

@@ -26,6 +26,7 @@ from ambidex.device.diagnosis import (
 from ambidex.device.fixes import driver_os, fixes, keep_and_update_driver
 from ambidex.device.machine import Build, Driver, Extension, Gpu, Machine, Tried
 from ambidex.device.variants import cpu_release
+from ambidex.device.version import numbers
 from ambidex.errors import Problems
 
 __all__ = ["covers", "fixes", "judge", "verdict"]
@@ -179,7 +180,7 @@ def _runs_on(found: GpuVerdict) -> str:
     return f"GPU {found.gpu.index} {found.gpu.name} ({cc}): {found.verdict.reason}"
 
 
-def _fixes_for(  # noqa: PLR0911 - one return a cause
+def _fixes_for(
     cause: Cause, machine: Machine, extensions: Sequence[Extension], kind: Kind
 ) -> tuple[Fix, ...]:
     if cause.id == "OK":
@@ -207,10 +208,16 @@ def _for_an_old_driver(machine: Machine) -> tuple[Fix, ...]:
     """A build for the present driver first, if there is one; then the driver, and torch may stay as it is."""
     found = fixes(machine)
     kept = keep_and_update_driver(machine)
-    for_this_driver = tuple(fix for fix in found if not fix.requires)
     if kept is None:
         return found
-    return (*for_this_driver[:1], kept)
+    for_this_driver = [fix for fix in found if "driver" not in fix.requires]
+    newer = [fix for fix in found if fix not in for_this_driver and _torch_of(fix) > _torch_of(kept)]
+    return (*for_this_driver, kept, *newer)
+
+
+def _torch_of(fix: Fix) -> tuple[int, ...]:
+    version = fix.build.version if fix.build else None
+    return numbers((version or "").partition("+")[0])
 
 
 def _on_the_cpu(machine: Machine) -> tuple[Fix, ...]:

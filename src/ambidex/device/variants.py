@@ -53,9 +53,7 @@ def cpu_release(machine: Machine) -> tuple[str, str]:
     return builds.newest_for_python(machine.python) or "", ""
 
 
-def _fits(  # noqa: PLR0911 - one return a reason
-    row: dict[str, Any], machine: Machine
-) -> tuple[bool | None, str]:
+def _fits(row: dict[str, Any], machine: Machine) -> tuple[bool | None, str]:
     if machine.os not in row["oses"]:
         return False, f"not built for {machine.os}"
     if "pythons" in row:

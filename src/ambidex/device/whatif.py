@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
 
-from ambidex.device import builds, gpus
+from ambidex.device import builds, gpus, variants
 from ambidex.device.gpus import Known
 from ambidex.device.machine import Build, Driver, Gpu, Machine
 from ambidex.device.version import TorchVersion, cuda_of_tag, numbers
@@ -110,7 +110,7 @@ def _build(version: TorchVersion, machine: Machine) -> Build:
     """The table's build of this version there; `archs` is None where the table has none."""
     local = version.local or builds.pypi_tag(str(version), machine.os, machine.machine) or ""
     text = str(replace(version, local=local))
-    if local == "cpu" or machine.os == "macos":
+    if local in ("cpu", "xpu") or machine.os == "macos":
         return Build(text, archs=(), source="table", python=machine.python)
     if local.startswith("rocm"):
         return Build(text, hip=local.removeprefix("rocm"), archs=(), source="table", python=machine.python)
@@ -120,7 +120,10 @@ def _build(version: TorchVersion, machine: Machine) -> Build:
 
 
 def _torch(text: str) -> TorchVersion:
-    found = TorchVersion.parse(text.strip().removeprefix("torch").lstrip("= "))
+    """A version, or the name of a variant that pins one: "cu121" is 2.5.1+cu121."""
+    row = variants.rows().get(text.strip().lower(), {})
+    spelled = f"{row['torch']}+{row['local']}" if "torch" in row else text
+    found = TorchVersion.parse(spelled.strip().removeprefix("torch").lstrip("= "))
     examples = "2.5.1+cu121, 2.13.0+cpu, 2.5.1 (what PyPI serves) or 2.7.0.dev20250310+cu124"
     if found is None:
         raise Problems(

@@ -5,9 +5,10 @@ No torch.
 
 from ambidex.text.batches import IGNORED, Batches, validation_batches
 from ambidex.text.cache import default_cache
-from ambidex.text.characters import StreamDecoder
 from ambidex.text.corpus import Summary
-from ambidex.text.tokenizer import Tokenizer, load_tokenizer
+from ambidex.text.loading import load_tokenizer
+from ambidex.text.streaming import StreamDecoder
+from ambidex.text.tokenizer import Tokenizer
 from ambidex.text.tokens import Tokens, prepare
 
 __all__ = [

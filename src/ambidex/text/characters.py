@@ -1,13 +1,8 @@
-"""Bytes and characters: valid UTF-8, where it may be cut, and how to show it while it is still arriving."""
+"""Bytes and characters: valid UTF-8, and where it may be cut."""
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from ambidex.text.tokenizer import Tokenizer
 
 
 def utf8(text: str) -> bytes:
@@ -52,22 +47,3 @@ def _place_to_cut(text: bytes, start: int, stop: int) -> int:
 def is_continuation(byte: int) -> bool:
     """Whether a byte of UTF-8 goes on with a character that an earlier byte began."""
     return byte & 0xC0 == 0x80
-
-
-class StreamDecoder:
-    """Tokens in, text out, one token at a time: only characters that are complete are shown.
-
-    What can no longer become a character is shown as U+FFFD, as soon as that is certain.
-    """
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def push(self, token: int) -> str:
-        """The characters that this token completes, often none."""
-        return self._decoder.decode(self._tokenizer.token_bytes(token))
-
-    def finish(self) -> str:
-        """What is left of a character that never came to its end, as U+FFFD."""
-        return self._decoder.decode(b"", final=True)

@@ -113,8 +113,7 @@ class Corpus:
             try:
                 text = decoder.decode(chunk, last)
             except UnicodeDecodeError:
-                # A strict decoder that has raised still holds what it held before, so the chunk can be given
-                # again.
+                # A strict decoder that has raised still holds what it held, so the chunk can be given again.
                 self.replaced += 1
                 decoder.errors = "replace"
                 text = decoder.decode(chunk, last)

@@ -140,21 +140,5 @@ class CharTokenizer(Tokenizer):
         )
 
 
-def load_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer that `Tokenizer.save` wrote. Raises Problems (exit 3) where there is none."""
-    from ambidex.text.bpe import BpeTokenizer
-
-    try:
-        text = path.read_text(encoding="utf-8")
-        data = json.loads(text)
-        if data.get("kind") == ByteTokenizer.kind:
-            return ByteTokenizer()
-        if data.get("kind") == CharTokenizer.kind:
-            return CharTokenizer(data["characters"])
-        return BpeTokenizer.from_json(text)
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
-        raise Problems(Problem(f"{path} is no readable tokenizer", found=str(error)), Exit.DATA) from None
-
-
 def _code_points(text: bytes) -> npt.NDArray[np.uint32]:
     return np.frombuffer(text.decode().encode("utf-32-le"), dtype="<u4").astype(np.uint32)

@@ -22,8 +22,9 @@ from ambidex.text.bpe import BpeTokenizer, library_version
 from ambidex.text.cache import open_or_build, writing
 from ambidex.text.characters import is_continuation
 from ambidex.text.corpus import Corpus, Summary, bar, to_json
+from ambidex.text.loading import load_tokenizer
 from ambidex.text.readers import CHUNK
-from ambidex.text.tokenizer import ByteTokenizer, CharTokenizer, Ids, Tokenizer, load_tokenizer
+from ambidex.text.tokenizer import ByteTokenizer, CharTokenizer, Ids, Tokenizer
 
 FORMAT = 1  # raise it when the same text would become other tokens, or other files
 KINDS = ("byte", "char", "bpe")

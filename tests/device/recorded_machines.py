@@ -46,6 +46,8 @@ def _build(row: dict[str, Any]) -> Build:
         return Build(missing="No torch is installed.")
     if "broken" in row:
         return Build(row["torch"], cuda="13.0", broken=row["broken"])
+    if row.get("unreadable"):
+        return Build(row["torch"], row["cuda"])
     if "archs" in row:
         version = TorchVersion.parse(row["torch"])
         cuda = row.get("cuda") or cuda_of_tag(version.local if version else "")

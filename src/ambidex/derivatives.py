@@ -1,0 +1,144 @@
+"""Operations whose derivative is written by hand: autograd's chain of small operations reads memory far more often.
+
+Each computes what its plain form in `model.py` computes, to rounding (tests/test_fast_paths.py), and takes part in
+training on a CPU only (`products.using`). Arithmetic between products is fp32; ``dtype`` is what comes out.
+Shapes in comments: B sequences, T tokens, H heads, D width of a head.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+QUERIES = 256  # rows of attention scores held at a time
+
+
+def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """``x / sqrt(mean(x^2) + epsilon) * weight`` over the last dimension, in fp32. x (..., W), weight (W,)."""
+    return _RmsNorm.apply(x, weight, epsilon)  # type: ignore[no-any-return,no-untyped-call]
+
+
+def rotate(x: Tensor, cosine: Tensor, sine: Tensor, dtype: torch.dtype) -> Tensor:
+    """RoPE. x (B, T, H, D), tables (T, D); returns (B, H, T, D)."""
+    return _Rotate.apply(x, cosine, sine, dtype)  # type: ignore[no-any-return,no-untyped-call]
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """``silu(gate) * up``, in their dtype."""
+    return _SwiGlu.apply(gate, up)  # type: ignore[no-any-return,no-untyped-call]
+
+
+def causal_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Causal attention by plain batched products, all (B, H, T, D) of one low dtype.
+
+    In bf16 it is twice to three times as fast as torch's flash kernel for the CPU, whose products are not oneDNN's
+    (docs/experiments.md). Scores are made for `QUERIES` tokens at a time and made again for the gradient, so memory
+    grows with T, not with T^2.
+    """
+    return _CausalAttention.apply(queries, keys, values)  # type: ignore[no-any-return,no-untyped-call]
+
+
+class _RmsNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        exact = x.float()
+        length = torch.linalg.vector_norm(exact, dim=-1, keepdim=True)  # (..., 1)
+        scale = (length.square_() / x.shape[-1]).add_(epsilon).rsqrt_()
+        ctx.save_for_backward(x, weight, scale)
+        normed: Tensor = (exact * scale).mul_(weight)
+        return normed
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, scale = ctx.saved_tensors
+        width = x.shape[-1]
+        unit = x.float() * scale  # the output before its weight
+        by_output = gradient.float()
+        by_weight = (by_output * unit).reshape(-1, width).sum(0)
+        by_unit = by_output * weight
+        along = torch.linalg.vecdot(by_unit, unit).unsqueeze_(-1).div_(-width)
+        by_x = by_unit.addcmul_(unit, along).mul_(scale)
+        return by_x.to(x.dtype), by_weight, None
+
+
+class _Rotate(torch.autograd.Function):
+    """The two halves of a head are the two coordinates, so a rotation is two products and a swap of halves."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cosine: Tensor, sine: Tensor, dtype: torch.dtype) -> Tensor:
+        cosine, sine = cosine.unsqueeze(1), _signed(sine).unsqueeze(1)  # (T, 1, D)
+        ctx.save_for_backward(cosine, sine)
+        ctx.x_dtype = x.dtype
+        x = x.float()
+        turned = (x * cosine).addcmul_(x.roll(x.shape[-1] // 2, -1), sine)  # (B, T, H, D)
+        return turned.transpose(1, 2).to(dtype, memory_format=torch.contiguous_format)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        cosine, sine = ctx.saved_tensors
+        back = gradient.transpose(1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+        turned = (back * cosine).addcmul_(back.roll(back.shape[-1] // 2, -1), sine, value=-1)
+        return turned.to(ctx.x_dtype), None, None, None
+
+
+def _signed(sine: Tensor) -> Tensor:
+    first, second = sine.chunk(2, dim=-1)
+    return torch.cat((-first, second), dim=-1)
+
+
+class _SwiGlu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        by_gate = torch.ops.aten.silu_backward(gradient * up, gate)
+        return by_gate, F.silu(gate).mul_(gradient)
+
+
+class _CausalAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        q, k, v = (t.reshape(-1, *t.shape[2:]) for t in (queries, keys, values))  # (BH, T, D)
+        mixed = torch.empty_like(q)
+        for rows in _blocks(q.shape[1]):
+            weights = _weights(q, k, rows)  # (BH, rows, keys up to the last row)
+            mixed[:, rows] = weights @ v[:, : rows.stop]
+        ctx.save_for_backward(q, k, v)
+        return mixed.view(queries.shape)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        q, k, v = ctx.saved_tensors
+        outer = gradient.reshape(q.shape)
+        by_q = torch.empty_like(q)
+        by_k, by_v = (torch.zeros_like(t, dtype=torch.float32) for t in (k, v))
+        for rows in _blocks(q.shape[1]):
+            seen = slice(0, rows.stop)
+            weights = _weights(q, k, rows)
+            by_v[:, seen] += weights.mT @ outer[:, rows]
+            by_weights = outer[:, rows] @ v[:, seen].mT
+            by_scores = torch._softmax_backward_data(by_weights, weights, -1, weights.dtype)
+            by_scores *= q.shape[-1] ** -0.5
+            by_q[:, rows] = by_scores @ k[:, seen]
+            by_k[:, seen] += by_scores.mT @ q[:, rows]
+        return tuple(t.to(q.dtype).view(gradient.shape) for t in (by_q, by_k, by_v))
+
+
+def _blocks(length: int) -> list[slice]:
+    return [slice(start, min(start + QUERIES, length)) for start in range(0, length, QUERIES)]
+
+
+def _weights(q: Tensor, k: Tensor, rows: slice) -> Tensor:
+    """How much each token of a block takes of each one before: (BH, rows, up to the block's end)."""
+    block = q[:, rows]
+    hidden = torch.full((block.shape[1], rows.stop), float("-inf"), dtype=q.dtype, device=q.device)
+    hidden = hidden.triu_(rows.start + 1).expand(q.shape[0], -1, -1)
+    scores = torch.baddbmm(hidden, block, k[:, : rows.stop].mT, alpha=q.shape[-1] ** -0.5)
+    return torch.softmax(scores, dim=-1, out=scores)

@@ -1,0 +1,305 @@
+"""`ambidex doctor explain`: read a pasted error or log, name the cause and what to do.
+
+Needs no GPU and no torch. What the text itself tells (the GPU, the build's list, its version, the driver) is
+judged by the same rules as a machine; everything else goes by `fingerprints`. A text that holds nothing known
+is told so.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ambidex.device import fingerprints, rules
+from ambidex.device.diagnosis import Diagnosis
+from ambidex.device.facts import this_machine
+from ambidex.device.layout import laid_out
+from ambidex.device.machine import Arch, Build, Driver, Gpu, Machine
+from ambidex.errors import Problems
+
+_UNNAMED = "?"
+UNKNOWN = 30  # exit code where nothing was recognised
+_ENTRY = r"(?:sm|compute)_\d{2,3}[af]?"
+_LIST = re.compile(rf"{_ENTRY}(?:['\",\s]{{1,6}}{_ENTRY})*")
+_GPU = re.compile(
+    r"(?P<name>(?:NVIDIA|Tesla|Quadro|GeForce)[^\n\"']{0,80}?) with CUDA capability (?P<arch>sm_\d{2,3})",
+    re.IGNORECASE,
+)
+_CC = re.compile(
+    r"(?:compute|CUDA) capability:?\s+(?:is\s+)?(?P<major>\d{1,2})\.(?P<minor>\d)\b", re.IGNORECASE
+)
+_NAMED = re.compile(
+    r"\b(?:NVIDIA )?(?:GeForce )?(?:RTX (?:PRO )?\d{4}(?: ?Ti| SUPER| Ada| Blackwell)*(?: Laptop GPU)?|GTX "
+    r"\d{3,4}(?: ?Ti| SUPER)*"
+    r"|[AHBLTVP]\d{2,3}S?\b(?=[ -]?(?:PCIe|SXM|\d+GB))|GH200|GB10|GB200)"
+)
+_VERSION = re.compile(
+    r"(?:\btorch(?: version)?\s*[=:\s-]=?\s*v?|PyTorch(?: "
+    r"version)?:?\s+v?)(?P<version>\d+\.\d+(?:\.\d+)?(?:\.dev\d{8}|a0|rc\d+)?"
+    r"(?:\+[\w.]+)?)",
+    re.IGNORECASE,
+)
+_DRIVER = re.compile(r"Driver Version:\s*(?P<version>\d{3}\.\d{2}(?:\.\d{2})?)", re.IGNORECASE)
+_WINDOWS = re.compile(r"[A-Za-z]:\\|\.dll\b|\bWindows\b|\bwin_amd64\b")
+
+
+@dataclass(frozen=True)
+class Explained:
+    """What a text tells. ``cause`` is a fingerprint's id, ``OK`` for a false alarm, '' where nothing is
+    known.
+    """
+
+    cause: str = ""
+    text: str = ""
+    why: str = ""
+    fix: tuple[str, ...] = ()
+    seen: tuple[str, ...] = ()  # what was read out of the text
+    also: tuple[str, ...] = ()
+    betrays: tuple[str, ...] = ()  # which kind of wheel the list of architectures points to
+
+    @property
+    def exit_code(self) -> int:
+        return 0 if self.cause else UNKNOWN
+
+    def __str__(self) -> str:
+        if not self.cause and not self.seen:
+            return self.text
+        rows = [("Cause", self.text), ("Why", self.why)]
+        rows += [("Fix" if number == 0 else "Or", line) for number, line in enumerate(self.fix)]
+        rows += [("Read", "; ".join(self.seen))]
+        rows += [("Wheel", line) for line in self.betrays]
+        rows += [("Also", line) for line in self.also]
+        return laid_out(rows)
+
+
+@dataclass(frozen=True)
+class _Read:
+    """The facts in a text."""
+
+    gpu: Gpu | None = None
+    archs: tuple[Arch, ...] = ()
+    version: str | None = None
+    driver: Driver = field(default_factory=Driver)
+    os: str = "linux"
+
+    def words(self) -> tuple[str, ...]:
+        found = []
+        if self.gpu is not None:
+            cc = f" (sm_{self.gpu.cc[0]}{self.gpu.cc[1]})" if self.gpu.cc else ""
+            found.append(f"GPU {self.gpu.name}{cc}")
+        if self.version:
+            found.append(f"torch {self.version}")
+        if self.archs:
+            found.append("code for " + " ".join(map(str, self.archs)))
+        if self.driver.version:
+            found.append(f"driver {self.driver.version}")
+        if self.driver.cuda:
+            found.append(f"a driver for CUDA {self.driver.cuda[0]}.{self.driver.cuda[1]}")
+        return tuple(found)
+
+
+def explain(text: str) -> Explained:
+    """The cause in the text and the way out of it, or the plain statement that nothing in it is known."""
+    facts = _read(text)
+    hits = _without_doubles(fingerprints.matches(text))
+    betrays = betrayed(facts.archs)
+    judged = _judged(facts)
+    if judged is not None and (not hits or hits[0][0].doctor in ("ARCH_NONE", "")):
+        return _by_rules(facts, judged, hits, betrays)
+    if not hits and betrays:
+        said = "No known error is in this text; below is what its list of architectures tells."
+        return Explained("arch_list", said, seen=facts.words(), betrays=betrays)
+    if not hits:
+        return Explained(text=_nothing(text, facts), seen=facts.words(), betrays=betrays)
+    first, match = hits[0]
+    fix = (first.fix, *_commands(judged))
+    return Explained(
+        cause=first.id,
+        text=_filled(first.cause, first, match),
+        why=_three_cudas(first),
+        fix=fix,
+        seen=facts.words(),
+        also=tuple(_filled(other.cause, other, hit) for other, hit in hits[1:]),
+        betrays=betrays,
+    )
+
+
+def _without_doubles(
+    hits: Sequence[tuple[fingerprints.Fingerprint, re.Match[str]]],
+) -> list[tuple[fingerprints.Fingerprint, re.Match[str]]]:
+    """One word on one missing symbol: the most exact, which comes first."""
+    kept: list[tuple[fingerprints.Fingerprint, re.Match[str]]] = []
+    for known, match in hits:
+        if not (known.id == "symbol" and any(other.id.startswith("symbol_") for other, _ in kept)):
+            kept.append((known, match))
+    return kept
+
+
+def betrayed(archs: Sequence[Arch]) -> tuple[str, ...]:
+    """Which kind of wheel a list points to. Fingerprints, not proof: whoever builds torch may list what he
+    likes.
+    """
+    entries = {str(arch) for arch in archs}
+    if len(entries) < 2:
+        return ()
+    found = []
+    if "compute_37" in entries:
+        found.append("compute_37: a Windows wheel for CUDA 11.8")
+    elif "sm_37" in entries:
+        found.append("sm_37 without PTX: a Linux wheel for CUDA 11.8")
+    if "sm_61" in entries:
+        found.append("sm_61: a Windows wheel (no release wheel for Linux lists it)")
+    if "compute_90" in entries:
+        found.append(
+            "compute_90: a Linux nightly of July to November 2024, or an image of NVIDIA's own (NGC)"
+        )
+    if "sm_110" in entries:
+        found.append("sm_110: a Linux wheel for aarch64, CUDA 13.0 or newer")
+    if "compute_120" in entries:
+        found.append(
+            "compute_120: a Linux wheel, 2.7 for CUDA 12.8, or a nightly or a CUDA 12.9/13.0 build since then"
+        )
+    if "sm_120" not in entries and "sm_100" not in entries and "compute_90" not in entries:
+        found.append(
+            "neither sm_100 nor sm_120: built with CUDA 12.6 or older, or for CUDA 12 without Blackwell"
+        )
+    return tuple(found)
+
+
+def _read(text: str) -> _Read:
+    lists = [re.findall(_ENTRY, hit) for hit in _LIST.findall(text)]
+    lists = [entries for entries in lists if len(entries) > 1]
+    archs: tuple[Arch, ...] = ()
+    if lists:
+        archs = tuple(dict.fromkeys(Arch.parse(entry) for entry in max(lists, key=len)))
+    version = _VERSION.search(text)
+    driver, cuda = _DRIVER.search(text), re.search(r"found version (\d{4,5})\b", text)
+    # torch writes the driver's CUDA as 12080 for 12.8.
+    spoken = (int(cuda[1]) // 1000, int(cuda[1]) % 1000 // 10) if cuda else None
+    windows = bool(_WINDOWS.search(text)) or any(str(arch) == "sm_61" for arch in archs)
+    return _Read(
+        gpu=_gpu(text),
+        archs=archs,
+        version=version["version"] if version else None,
+        driver=Driver(driver["version"] if driver else None, spoken),
+        os="windows" if windows else "linux",
+    )
+
+
+def _gpu(text: str) -> Gpu | None:
+    told = _GPU.search(text)
+    if told:
+        arch = Arch.parse(told["arch"].lower())
+        return Gpu(told["name"].strip(), (arch.major, arch.minor))
+    named, cc = _NAMED.search(text), _CC.search(text)
+    pair = (int(cc["major"]), int(cc["minor"])) if cc else None
+    if named:
+        return Gpu(named[0].strip(), pair or _known_cc(named[0]))
+    return Gpu("the GPU", pair) if pair else None
+
+
+def _known_cc(name: str) -> tuple[int, int] | None:
+    from ambidex.device import gpus
+
+    try:
+        return gpus.find(name).cc
+    except Problems:
+        return None
+
+
+def _judged(facts: _Read) -> Diagnosis | None:
+    """The rules' word, where the text names a GPU and a build with its list or its version."""
+    if facts.gpu is None or facts.gpu.cc is None or not (facts.archs or facts.version):
+        return None
+    cuda = re.search(r"\+cu(\d{2})(\d)", facts.version or "")
+    build = Build(
+        version=facts.version or _UNNAMED,
+        cuda=f"{cuda[1]}.{cuda[2]}" if cuda else ("12" if facts.archs else None),
+        archs=facts.archs or None,
+        source="scanned" if facts.archs else "unknown",
+    )
+    machine = Machine(
+        os=facts.os, machine=this_machine(), build=build, gpus=(facts.gpu,), driver=facts.driver
+    )
+    return rules.judge(machine)
+
+
+def _by_rules(
+    facts: _Read,
+    judged: Diagnosis,
+    hits: Sequence[tuple[fingerprints.Fingerprint, re.Match[str]]],
+    betrays: tuple[str, ...],
+) -> Explained:
+    ids = [known.id for known, _ in hits]
+    also = tuple(_filled(known.cause, known, match) for known, match in hits if known.doctor != "ARCH_NONE")
+    runs = bool(judged.gpus) and judged.gpus[0].verdict.runs
+    if runs and ids and ids[0] == "not_compatible" and "no_kernel_image" not in ids:
+        return Explained(
+            "false_alarm",
+            f"torch's warning is a false alarm: {judged.gpus[0].verdict.reason}",
+            fix=("nothing: train, and look here again only if a kernel fails",),
+            seen=facts.words(),
+            also=also,
+            betrays=betrays,
+        )
+    if runs and hits:
+        return Explained(
+            "extension",
+            f"torch itself has code for this GPU ({judged.gpus[0].verdict.reason}), so a library beside it "
+            f"is what failed",
+            fix=(
+                "`ambidex doctor`, run there, names the library; reinstall it for this GPU, or build it "
+                "from source",
+            ),
+            seen=facts.words(),
+            also=also,
+            betrays=betrays,
+        )
+    text, why = judged.cause.text, judged.cause.why
+    if facts.version is None:  # the CUDA it was built with is not known either
+        text = text.replace(f". torch {_UNNAMED}", ". This torch")
+        why = why.split("; ", 1)[-1]
+    return Explained(
+        ids[0] if ids else judged.cause.id, text, why, _commands(judged), facts.words(), also, betrays
+    )
+
+
+def _commands(judged: Diagnosis | None) -> tuple[str, ...]:
+    if judged is None or judged.cause.id == "OK":
+        return ()
+    typed = ((" && ".join(fix.commands), fix.why) for fix in judged.fixes[:2])
+    return tuple(f"$ {command}\n{why}" if command else why for command, why in typed if command or why)
+
+
+def _filled(sentence: str, known: fingerprints.Fingerprint, match: re.Match[str]) -> str:
+    """The sentence with what the pattern caught."""
+    caught = [group or "" for group in match.groups()] or [match[0]]
+    if known.id == "driver_old":
+        number = int(caught[0][:6]) if caught[0] else 0
+        caught = [f": it speaks CUDA {number // 1000}.{number % 1000 // 10} ({number})" if number else ""]
+    elif not caught[0]:
+        caught = [next((group for group in caught if group), match[0]), *caught[1:]]
+    return sentence.format(*(word[:120] for word in caught), "", "", "")
+
+
+def _three_cudas(known: fingerprints.Fingerprint) -> str:
+    if known.id == "driver_old":
+        return "a driver that speaks CUDA 12 runs builds for any CUDA 12.x and none for CUDA 13, and so on"
+    if known.id not in ("driver_insufficient", "not_compatible", "no_kernel_image", "not_compiled"):
+        return ""
+    return (
+        "the CUDA that counts is the wheel's (torch.version.cuda); nvidia-smi shows the newest that the "
+        "driver speaks, "
+        "and a toolkit (nvcc) or an image's CUDA changes neither"
+    )
+
+
+def _nothing(text: str, facts: _Read) -> str:
+    if not text.strip():
+        return "There is nothing to read: paste the error, or name a file that holds it."
+    start = "Nothing in this text is an error that is known here, and a guess would not help."
+    if facts.words():
+        return start
+    more = "Run `ambidex doctor` where it happened, or paste the whole output with the lines above the error."
+    return f"{start} {more}"

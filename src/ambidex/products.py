@@ -1,0 +1,129 @@
+"""The matrix products of linear layers on a CPU: which numbers they take, and which library multiplies them.
+
+Shapes in comments: N rows, K inputs, M outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+FEW_ROWS = 32  # fewer rows than this read a weight once: casting it first would cost more than the product
+
+
+@dataclass(frozen=True)
+class Products:
+    """How products are done while it is chosen: in ``low`` precision, or else exactly in fp32, by oneDNN or by default.
+
+    Weights stay fp32 and are cast once a forward pass. Copies that outlive the pass were measured and left out: they
+    save one percent, and go stale when something else than our optimizer writes a weight (docs/experiments.md).
+    """
+
+    low: torch.dtype | None
+    onednn: bool
+
+
+_chosen: ContextVar[Products | None] = ContextVar("products", default=None)
+
+
+def chosen() -> Products | None:
+    """What `using` chose, or None: then layers compute in torch's plain way, which autocast and compile understand."""
+    return _chosen.get()
+
+
+@contextmanager
+def using(products: Products) -> Iterator[None]:
+    token = _chosen.set(products)
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:  # (..., K), (M, K) -> (..., M)
+    return linears(x, weight)[0]
+
+
+def linears(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+    """``x`` times each weight, transposed. In low precision the weights are joined, so that it is one product."""
+    products = _chosen.get()
+    if products is None:
+        return tuple(F.linear(x, weight) for weight in weights)
+    if products.low is None:
+        product = _OneDnnProduct.apply if products.onednn else F.linear
+        return tuple(product(x, weight) for weight in weights)
+    if not torch.is_grad_enabled() and x.numel() < FEW_ROWS * x.shape[-1]:
+        return tuple(F.linear(x.float(), weight).to(products.low) for weight in weights)
+    together: Tensor = _LowProduct.apply(x, products.low, *weights)  # type: ignore[no-untyped-call]
+    return torch.split(together, [weight.shape[0] for weight in weights], dim=-1)
+
+
+def join(weights: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
+    """Weights of one width below each other, cast: (M1 + M2 + ..., K)."""
+    if len(weights) == 1:
+        return weights[0].to(dtype)
+    rows = sum(weight.shape[0] for weight in weights)
+    joined = torch.empty(rows, weights[0].shape[1], dtype=dtype, device=weights[0].device)
+    for part, weight in zip(torch.split(joined, [weight.shape[0] for weight in weights]), weights):
+        part.copy_(weight)
+    return joined
+
+
+class _LowProduct(torch.autograd.Function):
+    """x (..., K) times joined weights, all cast; weights get their gradients in fp32."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dtype: torch.dtype, *weights: Tensor) -> Tensor:
+        joined = join(weights, dtype)  # (M, K)
+        rows = x.reshape(-1, x.shape[-1]).to(dtype)  # (N, K)
+        ctx.save_for_backward(rows, joined)
+        ctx.x_dtype, ctx.sizes = x.dtype, [weight.shape[0] for weight in weights]
+        return (rows @ joined.t()).view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        rows, joined = ctx.saved_tensors
+        outer = gradient.reshape(-1, gradient.shape[-1])  # (N, M)
+        by_x = (outer @ joined).to(ctx.x_dtype).view(*gradient.shape[:-1], -1)
+        by_weights = torch.split(outer.t() @ rows, ctx.sizes)
+        return by_x, None, *(part.float() for part in by_weights)
+
+
+class _OneDnnProduct(torch.autograd.Function):
+    """x (..., K) times weight (M, K) transposed, in exact fp32 by oneDNN, and both gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return onednn_product(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        outer = gradient.reshape(-1, gradient.shape[-1])  # (N, M)
+        rows = x.reshape(-1, x.shape[-1])  # (N, K)
+        by_x = onednn_product(outer, weight.t()).view(x.shape)
+        return by_x, onednn_product(outer.t(), rows.t())
+
+
+def onednn_product(x: Tensor, weight: Tensor) -> Tensor:  # (..., K), (M, K) -> (..., M)
+    """F.linear in fp32 through oneDNN, whatever library torch's own rule would take."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")  # type: ignore[no-any-return]
+
+
+def has_onednn_product() -> bool:
+    """Whether this build has it and it computes the right thing: builds without oneDNN know the name alone."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    x = torch.arange(6.0).view(2, 3)
+    try:
+        return torch.equal(onednn_product(x, x), x @ x.t())
+    except (RuntimeError, AttributeError, NotImplementedError):
+        return False

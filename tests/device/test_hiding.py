@@ -1,0 +1,94 @@
+"""What CUDA_VISIBLE_DEVICES leaves visible is what CUDA itself would leave visible."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from built_machines import RTX_3090, RTX_5060
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ambidex.device import hiding
+from ambidex.device.machine import Gpu
+
+# Measured on torch 2.13.0's own parser.
+MEASURED = {
+    "": (),
+    "-1": (),
+    "none": (),
+    "void": (),
+    "all": (),
+    "0,-1,1": (0,),
+    "0,0": (),
+    "1gpu2": (1,),
+    "1gpu2,2ampere": (1, 2),
+    "0, 1": (0, 1),
+    " 2": (2,),
+    "+1": (1,),
+    "3,x,1": (3,),
+    "GPU-aa,GPU-bb": ("GPU-aa", "GPU-bb"),
+    "GPU-aa,1": ("GPU-aa",),
+    "GPU-aa,GPU-aa": (),
+    "MIG-aa": ("MIG-aa",),
+}
+
+
+@pytest.mark.parametrize(("value", "devices"), MEASURED.items())
+def test_a_value_is_read_as_torch_reads_it(value: str, devices: tuple[int | str, ...]) -> None:
+    assert hiding.parse(value) == devices
+
+
+@settings(deadline=None)
+@given(st.text(alphabet="0123456789,-+ agGPUMI", max_size=24))
+def test_any_value_is_read_as_the_installed_torch_reads_it(value: str) -> None:
+    cuda = pytest.importorskip("torch.cuda")
+    before = os.environ.get("CUDA_VISIBLE_DEVICES")
+    os.environ["CUDA_VISIBLE_DEVICES"] = value
+    try:
+        theirs = tuple(cuda._parse_visible_devices())
+    except ValueError:  # torch itself falls over "+"
+        return
+    finally:
+        os.environ.pop("CUDA_VISIBLE_DEVICES")
+        if before is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = before
+    assert hiding.parse(value) == theirs
+
+
+@settings(deadline=None)
+@given(st.text())
+def test_no_value_at_all_breaks_the_parser(value: str) -> None:
+    hiding.parse(value)
+
+
+def seen(environ: dict[str, str], *gpus: Gpu, os_name: str = "linux") -> list[bool]:
+    return [gpu.visible for gpu in hiding.mark(gpus, environ, os_name)]
+
+
+def test_unset_hides_nothing_and_empty_hides_all() -> None:
+    assert seen({}, RTX_5060, RTX_3090) == [True, True]
+    assert seen({"CUDA_VISIBLE_DEVICES": ""}, RTX_5060, RTX_3090) == [False, False]
+    assert seen({"CUDA_VISIBLE_DEVICES": ""}, RTX_5060, os_name="windows") == [True]
+
+
+def test_a_uuid_prefix_names_its_gpu_and_an_ambiguous_one_names_none() -> None:
+    assert seen({"CUDA_VISIBLE_DEVICES": "GPU-bbbb"}, RTX_5060, RTX_3090) == [False, True]
+    assert seen({"CUDA_VISIBLE_DEVICES": "GPU-"}, RTX_5060, RTX_3090) == [False, False]
+
+
+def test_numbers_follow_the_order_that_cuda_was_told() -> None:
+    older_first = (Gpu("old", (8, 6), 0, "GPU-1"), Gpu("new", (12, 0), 1, "GPU-2"))
+    assert seen({"CUDA_VISIBLE_DEVICES": "0"}, *older_first) == [False, True]
+    by_bus = {"CUDA_VISIBLE_DEVICES": "0", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    assert seen(by_bus, *older_first) == [True, False]
+
+
+def test_a_number_that_no_gpu_has_ends_the_list() -> None:
+    assert seen({"CUDA_VISIBLE_DEVICES": "7,0"}, RTX_5060) == [False]
+
+
+def test_a_slice_of_a_gpu_hides_only_what_it_surely_hides() -> None:
+    assert seen({"CUDA_VISIBLE_DEVICES": "MIG-1234"}, RTX_5060, RTX_3090) == [True, True]
+    parent = f"MIG-{RTX_3090.uuid}/1/0"
+    assert seen({"CUDA_VISIBLE_DEVICES": parent}, RTX_5060, RTX_3090) == [False, True]
