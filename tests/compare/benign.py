@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ambidex import launch, optim
+from ambidex import derivatives, launch, model, optim, trainer
 
 Patch = pytest.MonkeyPatch
 
@@ -55,13 +55,16 @@ def attention(
     return scores.softmax(-1).to(v.dtype) @ v
 
 
-def cross_entropy(logits: Tensor, targets: Tensor, **_: Any) -> Tensor:
-    chosen = logits.gather(1, targets.clamp_min(0)[:, None]).squeeze(1)
-    return ((torch.logsumexp(logits, -1) - chosen) * (targets >= 0)).sum()
+def cross_entropy_sum(model: Any, hidden: Tensor, targets: Tensor) -> Tensor:
+    logits = model.logits(hidden).flatten(0, 1).float()
+    answers = targets.flatten()
+    chosen = logits.gather(1, answers.clamp_min(0)[:, None]).squeeze(1)
+    return ((torch.logsumexp(logits, -1) - chosen) * (answers >= 0)).sum()
 
 
-def rms_norm(x: Tensor, shape: Any, weight: Tensor, epsilon: float) -> Tensor:
-    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + epsilon) * weight
+def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    wide = x.float()
+    return wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon) * weight
 
 
 def gradient_norm(gradients: Any) -> Tensor:
@@ -69,13 +72,13 @@ def gradient_norm(gradients: Any) -> Tensor:
 
 
 def in_halves(patch: Patch) -> None:
-    linear = F.linear
-
-    def halves(x: Tensor, weight: Tensor, bias: Any = None) -> Tensor:
+    def halves(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
         half = x.shape[-1] // 2
-        return linear(x[..., :half], weight[:, :half]) + linear(x[..., half:], weight[:, half:])
+        return tuple(a + b for a, b in zip(whole(x[..., :half].contiguous(), *(w[:, :half].contiguous() for w in weights)),
+                                           whole(x[..., half:].contiguous(), *(w[:, half:].contiguous() for w in weights))))  # fmt: skip
 
-    patch.setattr(F, "linear", halves)
+    whole = model.linears
+    patch.setattr(model, "linears", halves)
 
 
 def precision(name: str) -> Callable[[Patch], None]:
@@ -93,11 +96,14 @@ BENIGN = [
     Benign("unfused AdamW, one tensor at a time", adamw(fused=False, foreach=False)),
     Benign("matmul precision high", precision("high")),
     Benign("matmul precision medium", precision("medium")),
-    Benign("silu by hand", replaced(F, "silu", lambda x: x * torch.sigmoid(x))),
-    Benign("norm by hand", replaced(F, "rms_norm", rms_norm)),
-    Benign("cross-entropy by hand", replaced(F, "cross_entropy", cross_entropy)),
+    Benign(
+        "SwiGLU by hand", replaced(derivatives, "swiglu", lambda gate, up: gate * torch.sigmoid(gate) * up)
+    ),
+    Benign("norm by hand", replaced(derivatives, "rms_norm", rms_norm)),
+    Benign("cross-entropy by hand", replaced(trainer, "cross_entropy_sum", cross_entropy_sum)),
     Benign("gradient norm by hand", replaced(optim, "gradient_norm", gradient_norm)),
     Benign("products in two halves", in_halves),
+    Benign("torch's own products and derivatives", with_built(lambda t: setattr(t.device, "products", None))),
     Benign("compiled", settings={"compile": True}),
 ]
 ENVIRONMENTS = {

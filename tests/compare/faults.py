@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ambidex import launch, loss, model, optim, trainer
+from ambidex import derivatives, launch, loss, model, optim, trainer
 from ambidex.text.batches import Batches
 
 Patch = pytest.MonkeyPatch
@@ -82,17 +82,17 @@ def adamw(**changes: Any) -> Callable[[Patch], None]:
 
 
 def stale(t: trainer.Trainer) -> None:
-    linear = t.model.get_submodule("model.layers.1.mlp.down_proj")
-    kept = {"now": None, "before": None, "step": -1}
+    norm = t.model.get_submodule(STALE)
+    kept: dict[str, Any] = {"now": None, "before": None, "step": -1}
 
     def forward(x: torch.Tensor) -> torch.Tensor:
         if kept["step"] != t.step:
             kept["before"] = kept["now"] if kept["step"] == t.step - 1 else None
-            kept["now"], kept["step"] = linear.weight.detach().clone(), t.step
-        late = 0 if kept["before"] is None else kept["before"] - linear.weight.detach()
-        return F.linear(x, linear.weight + late)
+            kept["now"], kept["step"] = norm.weight.detach().clone(), t.step
+        late = 0 if kept["before"] is None else kept["before"] - norm.weight.detach()
+        return F.rms_norm(x, norm.weight.shape, norm.weight + late, norm.epsilon)
 
-    linear.forward = forward
+    norm.forward = forward
 
 
 def dropped_update(original: Any, self: Any, rate: float) -> None:
@@ -172,6 +172,7 @@ def detached_keys(original: Any, q: Any, k: Any, v: Any, **other: Any) -> Any:
     return original(q, k.detach() + (k - k.detach()) * 0.99, v, **other)
 
 
+STALE = "model.layers.1.post_attention_layernorm"
 O_PROJ, UP = "model.layers.1.self_attn.o_proj", "model.layers.1.mlp.up_proj"
 V_PROJ = "model.layers.0.self_attn.v_proj"
 FIRST = "model.layers.0.self_attn"
@@ -185,16 +186,18 @@ FAULTS = [
     Fault("rotary angles of another base", "forward", FIRST,
           around(model, "rotation_tables", lambda original, n, w, base: original(n, w, base * 1.001))),
     Fault("a norm's epsilon 1e-6 -> 1e-5", "forward", "model.layers.1.input_layernorm", with_built(norm_epsilon)),
-    Fault("heads swapped", "forward", "model.layers.1.self_attn.q_proj",
-          in_layer("self_attn.q_proj", 1, lambda x: x.unflatten(-1, (2, -1)).flip(-2).flatten(-2))),
+    Fault("heads swapped", "forward", "model.layers.1.self_attn.q_norm",
+          in_layer("self_attn.q_norm", 1, lambda x: x.flip(-2))),
     Fault("attention output x 1.00001", "forward", "model.layers.1.self_attn",
           in_layer("self_attn", 1, lambda x: x * 1.00001)),
     Fault("attention scale x 1.0001", "forward", FIRST,
           around(*SDPA, lambda original, q, k, v, **o: original(q * 1.0001, k, v, **o))),
-    Fault("another activation", "forward", "model.layers.0.mlp", around(F, "silu", lambda original, x: F.gelu(x))),
-    Fault("a product in bf16", "forward", O_PROJ, in_layer("self_attn.o_proj", 1, low_precision)),
+    Fault("another activation", "forward", "model.layers.0.mlp",
+          around(derivatives, "swiglu", lambda original, gate, up: F.gelu(gate) * up)),
+    Fault("a product in bf16", "forward", FIRST,
+          around(model, "linear", lambda original, x, weight: original(low_precision(x), weight))),
     Fault("dropout left on", "forward", "model.layers.0.mlp", in_layer("mlp", 0, noisy_dropout)),
-    Fault("a stale weight", "stale", "model.layers.1.mlp.down_proj", with_built(stale), late=True),
+    Fault("a stale weight", "stale", STALE, with_built(stale), late=True),
     Fault("label smoothing of 1e-4", "loss", "", around(trainer, "cross_entropy_sum", smoothed)),
     Fault("loss x 1.001", "loss", "", around(trainer, "cross_entropy_sum", lambda original, *a: original(*a) * 1.001)),
     Fault("one gradient x 1.00001", "backward", UP, gradient(f"{UP}.weight", lambda g: g * 1.00001)),
@@ -217,7 +220,7 @@ FAULTS = [
     Fault("decay on norms", "update", "", with_built(decay_on_norms)),
     Fault("an update that writes nothing", "update", O_PROJ, around(optim.Optimizer, "step", dropped_update)),
     Fault("four iterations instead of five", "update", "",
-          around(optim, "orthogonalise", lambda original, stack, iterations=5: original(stack, 4)), "muon"),
+          around(optim, "orthogonalise", lambda original, stack, dtype: original(stack, dtype, 4)), "muon"),
     Fault("rate x 1.0001", "schedule", "",
           around(optim.Optimizer, "step", lambda original, self, rate: original(self, rate * 1.0001))),
     Fault("schedule off by one", "schedule", "",

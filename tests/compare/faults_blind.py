@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from faults import Fault, around, gradient, in_layer, with_built
+from faults import Fault, around, gradient, with_built
 from torch import Tensor
 
-from ambidex import launch, model, optim, trainer
+from ambidex import derivatives, launch, optim, trainer
 from ambidex.text.batches import Batches
 
 
@@ -100,20 +100,19 @@ BLIND = [
           around(F, "scaled_dot_product_attention", lambda o, q, k, v, **other: o(q.flip(1), k, v, **other).flip(1).roll(1, 1))),
     Fault("values and keys of one head", "forward", f"{LAYER0}.self_attn",
           around(F, "scaled_dot_product_attention", lambda o, q, k, v, **other: o(q, k, k, **other))),
-    Fault("gate and up exchanged", "forward", f"{LAYER1}.mlp.gate_proj",
-          with_built(lambda t: setattr(t.model.get_submodule(f"{LAYER1}.mlp.gate_proj"), "forward",
-                                       t.model.get_submodule(f"{LAYER1}.mlp.up_proj").forward))),
+    Fault("gate and up exchanged", "forward", f"{LAYER0}.mlp",
+          around(derivatives, "swiglu", lambda o, gate, up: o(up, gate))),
     Fault("embedding x 1.0001", "forward", "model.embed_tokens",
           with_built(lambda t: t.model.model.embed_tokens.register_forward_hook(lambda m, a, out: out * 1.0001, prepend=True))),
     Fault("the last norm left out", "forward", "model.norm",
           with_built(lambda t: setattr(t.model.model.norm, "forward", lambda x: x * t.model.model.norm.weight))),
-    Fault("logits x 1.0001", "forward", "lm_head",
-          with_built(lambda t: setattr(t.model.lm_head, "forward", lambda x: F.linear(x, t.model.lm_head.weight) * 1.0001))),
+    Fault("logits x 1.0001", "loss", "",
+          around(trainer, "cross_entropy_sum", lambda o, m, hidden, targets: o(m, hidden * 1.0001, targets))),
     Fault("sines of the other sign", "forward", f"{LAYER0}.self_attn",
-          around(model, "rotate", lambda o, x, cosine, sine: o(x, cosine, -sine * 0.999))),
+          around(derivatives, "rotate", lambda o, x, cosine, sine, dtype: o(x, cosine, -sine, dtype))),
     Fault("a token left out of the loss", "loss", "", around(trainer, "cross_entropy_sum", ignored_token)),
-    Fault("values' gradient lost", "backward", f"{LAYER0}.self_attn.v_proj",
-          in_layer("self_attn.v_proj", 0, lambda x: x.detach() + 0.999 * (x - x.detach()))),
+    Fault("a thousandth of the values' gradient lost", "backward", f"{LAYER0}.self_attn.v_proj",
+          gradient(f"{LAYER0}.self_attn.v_proj.weight", lambda g: g * 0.999)),
     Fault("a norm's gradient x 1.001", "backward", f"{LAYER0}.post_attention_layernorm",
           gradient(f"{LAYER0}.post_attention_layernorm.weight", lambda g: g * 1.001)),
     Fault("one element's sign in a gradient", "backward", f"{LAYER1}.mlp.down_proj",
@@ -128,7 +127,7 @@ BLIND = [
     Fault("an update shortened by a thousandth", "update", f"{LAYER0}.mlp.down_proj", around(optim.Optimizer, "step", wrong_way)),
     Fault("decay on the embedding only, doubled", "update", "model.embed_tokens",
           with_built(lambda t: t.optimizer._adamw.param_groups[0].update(weight_decay=0.2)), "muon"),
-    Fault("Muon's size x 1.001", "update", "", around(optim, "orthogonalise", lambda o, stack: o(stack) * 1.001), "muon"),
+    Fault("Muon's size x 1.001", "update", "", around(optim, "orthogonalise", lambda o, *a: o(*a) * 1.001), "muon"),
     Fault("a warm-up one step longer", "schedule", "",
           around(optim.Schedule, "at", lambda o, self, step: o(self, step) * (0.9 if step < 3 else 1.0))),
     Fault("targets two tokens ahead", "data", "", around(Batches, "batch", shifted_targets)),

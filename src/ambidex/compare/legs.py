@@ -113,6 +113,7 @@ class Workshop:
         if self._exact is None:
             self._exact = self.rebuild("cpu", "fp32")
             self._exact.model.double()
+            self._exact.device.products = None  # the fast products know fp32 and bf16 only
         return self._exact
 
     def floor_tables(self, state: Checkpoint, steps: set[int], count: int) -> dict[str, Table]:

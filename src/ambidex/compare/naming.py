@@ -32,13 +32,22 @@ def backward_order(view: View, step: int) -> Iterator[int]:
     parameters = [n for n in view.at(step) if view.keys[n].kind == "gradient"]
     outputs = {view.keys[n].name for n in forward_order(view, step) if view.keys[n].kind == "output"}
     owner = {n: _recorded_owner(view.keys[n].name, outputs) for n in parameters}
+    waiting: list[
+        tuple[str, list[int]]
+    ] = []  # parameters of modules that a fused kernel never called: after their owner's inside
     for number in reversed(forward_order(view, step)):
         kind, name = view.keys[number].kind, view.keys[number].name
+        while waiting and not f"{name}.".startswith(f"{waiting[-1][0]}."):
+            yield from waiting.pop()[1]
         found = view.find(step, f"{kind}_gradient", name)
         if found is not None:
             yield found
         if kind == "output":
-            yield from (n for n in parameters if owner[n] == name)
+            own = [n for n in parameters if owner[n] == name]
+            yield from (n for n in own if parent(view.keys[n].name) == name)
+            waiting.append((name, [n for n in own if parent(view.keys[n].name) != name]))
+    while waiting:
+        yield from waiting.pop()[1]
     yield from (n for n in parameters if owner[n] is None)
 
 
