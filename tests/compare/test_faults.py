@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from faults import FAULTS, Fault
+from faults_blind import BLIND
 
 from ambidex.compare.command import compare
 from ambidex.compare.judge import Verdict
@@ -62,3 +63,12 @@ def test_every_fault_is_found_and_named_in_bf16_by_its_fp32_steps(
 def test_every_fault_is_found_by_mailed_traces_alone(fault: Fault, train: Any, reference: Path) -> None:
     verdict = judged(fault, train, reference)
     assert verdict.same is False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", BLIND, ids=lambda f: f.name)
+def test_faults_that_the_rules_were_not_tuned_on_are_found_and_named(
+    fault: Fault, train: Any, reference: Path
+) -> None:
+    verdict = judged(fault, train, reference, from_trace=str(reference))
+    assert named_right(fault, verdict), verdict.first
