@@ -16,15 +16,8 @@ EXACT = frozenset({"tokens", "targets", "weight"})  # the same bytes in, or not 
 SCALARS = frozenset({"loss", "norm"})
 SCALAR_MARGIN = 2.0  # a difference of two numbers can be small by luck, so one number's floor is taken twice
 BORROWED = 2.0  # how far the candidate's own floor may raise the reference's
-LIMITS = {
-    "fp32": (3.0, 6.0),
-    "fp64": (3.0, 6.0),
-}  # near the floor up to the first, different above the second
-LOW_LIMITS = (2.0, 3.0)
-
-
-def limits(precision: str) -> tuple[float, float]:
-    return LIMITS.get(precision, LOW_LIMITS)
+NEAR, DIFFERENT = 3.0, 6.0  # docs/compare.md has the figures that show them right
+EXACT_ENOUGH = ("fp32", "fp64")  # in lower precisions a plain update is not judged, see below
 
 
 @dataclass(frozen=True)
@@ -43,7 +36,7 @@ class View:
 
     @property
     def limit(self) -> float:
-        return limits(self.leg.precision)[1]
+        return DIFFERENT
 
     def steps(self) -> list[int]:
         return sorted({key.step for key in self.keys})
@@ -107,7 +100,7 @@ def _floor(keys: list[Key], reference: Floats, candidate: Floats) -> Floats:
 
 def _is_judged(leg: Leg, key: Key) -> bool:
     """In low precision an element next to zero may turn its sign, and with it AdamW's update: the steady one is judged."""
-    low = leg.precision not in LIMITS
+    low = leg.precision not in EXACT_ENOUGH
     return not (low and key.kind == "update")
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ambidex.compare import cards
-from ambidex.compare.align import LEAST, TOO_HIGH, View, limits, views
+from ambidex.compare.align import DIFFERENT, LEAST, NEAR, TOO_HIGH, View, views
 from ambidex.compare.cards import Difference
 from ambidex.compare.fingerprint import factors
 from ambidex.compare.folder import Folder, Row
@@ -381,10 +381,9 @@ def _count(verdict: Verdict, found: Sequence[View]) -> None:
     guilty = verdict.first
     after: dict[str, None] = {}
     for view in found:
-        low, high = limits(view.leg.precision)
         judged = (view.floor <= TOO_HIGH) & ~np.isnan(view.floor)
         verdict.judged += int(judged.sum())
-        verdict.near += int(((view.ratio > low) & (view.ratio <= high)).sum())
+        verdict.near += int(((view.ratio > NEAR) & (view.ratio <= DIFFERENT)).sum())
         if len(view.keys) and judged.any():
             number = int(np.argmax(view.ratio))
             if verdict.worst is None or view.ratio[number] > verdict.worst.ratio:
