@@ -60,7 +60,8 @@ class Noisy(TorchDispatchMode):  # type: ignore[no-untyped-call]
             generator = self._generators[value.device] = torch.Generator(value.device).manual_seed(self.seed)
         wide = value.float()
         noise = torch.rand(value.shape, generator=generator, device=value.device).mul_(2).sub_(1)
-        return torch.addcmul(wide, wide, noise, value=RELATIVE[value.dtype]).to(value.dtype)
+        shaken = torch.addcmul(wide, wide, noise, value=RELATIVE[value.dtype])
+        return torch.where(wide.isfinite(), shaken, wide).to(value.dtype)  # the minus infinity of a mask stays one
 
 
 @torch.no_grad()
