@@ -13,8 +13,9 @@ _WHERE = {
     "train": "ambidex.launch",
     "doctor": "ambidex.device.doctor",
     "gpu_usable": "ambidex.device.doctor",
+    "trace": "ambidex.compare.bring",
 }
-__all__ = ["__version__", "doctor", "gpu_usable", "train"]
+__all__ = ["__version__", "doctor", "gpu_usable", "trace", "train"]
 
 
 def __getattr__(name: str) -> Any:

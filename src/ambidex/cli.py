@@ -19,6 +19,7 @@ COMMANDS = {
     "train": "train a model, on the device that works",
     "sample": "write text with a trained model",
     "bench": "this machine's peak, and how near training comes to it",
+    "compare": "are these runs the same, and where do they part",
     "presets": "list the presets, or print one to copy and change",
     "variants": "the PyTorch builds that there are, and which fit here",
 }
@@ -93,6 +94,7 @@ def run(arguments: list[str]) -> int:
             "train": train,
             "sample": sample,
             "bench": bench,
+            "compare": compare,
             "presets": presets,
             "variants": variants,
         }[command](rest)
@@ -219,6 +221,20 @@ def presets(arguments: list[str]) -> int:
     else:
         print(config.preset_text(name), end="")
     return Exit.DONE
+
+
+def compare(arguments: list[str]) -> int:
+    parser = Parser(prog="ambidex compare", description=COMMANDS["compare"], allow_abbrev=False)
+    try:
+        from ambidex.compare import command as room
+    except ImportError as error:
+        raise Problems(
+            Problem(
+                "compare needs numpy and safetensors.", found=str(error), fix="pip install numpy safetensors"
+            )
+        ) from None
+    room.add_arguments(parser)
+    return room.run(parser.parse_args(arguments))
 
 
 def sample(arguments: list[str]) -> int:

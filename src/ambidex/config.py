@@ -179,6 +179,19 @@ class Settings(BaseModel):
         2, "Newest checkpoints to keep, besides the best.", numeric=False, group="watching", ge=1, le=LARGEST
     )
 
+    trace: bool = setting(
+        False, "Write fingerprints of the probe steps and their rounding floor, for ambidex compare.",
+        numeric=False, group="comparing",
+    )  # fmt: skip
+    trace_states: bool = setting(
+        False, "With --trace: keep the states at two probe steps, which --from-trace reads. Large.",
+        numeric=False, group="comparing",
+    )  # fmt: skip
+    from_trace: str = setting(
+        "", "With --trace: also take steps from the states of this run, which had --trace-states.",
+        numeric=False, group="comparing",
+    )  # fmt: skip
+
     device: DeviceName = setting("auto", "auto, cpu, cuda, cuda:N or mps.", numeric=False, group="machine")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
         "auto", "auto: bf16 where the chip has it, else fp32.", numeric=True, group="machine"

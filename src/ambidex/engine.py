@@ -57,11 +57,15 @@ class Device:
         self.threads = threads
         self.torch_device = torch.device(name)
         torch.set_num_threads(threads)
-        _set_numerics(self.kind)
+        self.set_numerics()
         self.products = self._products()
         self.product_rate = 0.0  # operations per second of one product, once `matmul_rate` has measured it
         if self.kind == "cpu":
             keep_pages()
+
+    def set_numerics(self) -> None:
+        """Set this device's switches; call it again after another Device was made in the same process."""
+        _set_numerics(self.kind)
 
     def _products(self) -> Products | None:
         """By rule, never by a stopwatch, so that a run's numbers do not depend on how busy the machine was."""

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from ambidex import config, plan, runs
 from ambidex.card import leg, new_card
+from ambidex.compare import tracing
 from ambidex.config import Resolved, Settings
 from ambidex.device import cpu as processor
 from ambidex.device import image
@@ -127,6 +129,7 @@ def carry_on(trainer: Trainer, run: Run, card: Mapping[str, Any], choice: Choice
         trainer.tokens.tokenizer.save(run.path / runs.TOKENIZER)
     line("run", f"{run.path}" + (f", from step {trainer.step}" if trainer.step else ""))
     stops.listening = True
+    trainer.observer = tracing.observer(trainer, run, partial(rebuilt, trainer))
     with (
         Screen(
             settings.steps, trainer.step, settings.batch_size * settings.context, share_per_rate(trainer)
@@ -216,6 +219,12 @@ def build(settings: Settings, device: Device, tokens: Tokens) -> Trainer:
 
 def memory_errors_in_words(trainer: Trainer) -> AbstractContextManager[None]:
     return trainer.device.memory_errors_in_words(trainer.less_memory)
+
+
+def rebuilt(trainer: Trainer, device_name: str, precision: str) -> Trainer:
+    """The same training once more, at its first step and not compiled, for the legs of `compare/`."""
+    settings = trainer.settings.model_copy(update={"compile": False})
+    return build(settings, Device(device_name, precision, trainer.device.threads), trainer.tokens)
 
 
 def schedule_of(settings: Settings) -> Schedule:

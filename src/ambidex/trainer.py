@@ -28,6 +28,22 @@ from ambidex.text.batches import Batches, validation_batches
 from ambidex.text.tokens import Tokens
 
 
+class Observer:
+    """Sees every step from outside. This one looks away; `compare/` has one that records (--trace)."""
+
+    def between(self, trainer: Trainer) -> None:
+        """Before a step, outside its clock."""
+
+    def begins(self, trainer: Trainer, inputs: NDArray[np.int64], targets: NDArray[np.int64]) -> None:
+        """The batch is drawn, (batch, context) each."""
+
+    def has_gradients(self, trainer: Trainer, loss: float) -> None:
+        """All gradients are there and not yet clipped."""
+
+    def has_stepped(self, trainer: Trainer, norm: float) -> None:
+        """The weights are updated; the gradients are still there."""
+
+
 @dataclass
 class Trainer:
     """A training under way: what it is made of, and where it stands."""
@@ -45,6 +61,7 @@ class Trainer:
     step: int = 0  # updates done
     seconds: float = 0.0  # spent in training since the run's start, pauses left out
     best: tuple[float, int] | None = None  # lowest validation loss at a saved step, and that step
+    observer: Observer = field(default_factory=Observer)
     _micro_batches: int = field(init=False, default=1)
 
     def __post_init__(self) -> None:
@@ -56,7 +73,10 @@ class Trainer:
         """One optimizer update. Raises Problems (exit 5) where loss or gradient are not finite."""
         started = time.perf_counter()
         rate = self.schedule.at(self.step)
-        loss = self.accumulate(*self.batches.batch(self.step))
+        inputs, targets = self.batches.batch(self.step)
+        self.observer.begins(self, inputs, targets)
+        loss = self.accumulate(inputs, targets)
+        self.observer.has_gradients(self, loss)
         norm = self.optimizer.clip_gradients(self.scale.value)
         if math.isfinite(loss) and math.isfinite(norm):
             self.optimizer.step(rate)
@@ -65,6 +85,7 @@ class Trainer:
             self.scale.shrink()  # fp16 overflowed: this batch is skipped, as is usual
         else:
             raise _not_finite(self.step + 1, loss, norm)
+        self.observer.has_stepped(self, norm)
         self.optimizer.zero_gradients()
         self.device.synchronize()
         self.step += 1
@@ -144,6 +165,7 @@ def fit(trainer: Trainer, run: Run, stops: Stops, screen: Screen) -> None:
     settings, rhythm = trainer.settings, Rhythm.of(trainer.settings)
     saved = trainer.step
     while trainer.step < settings.steps and stops.asked is None:
+        trainer.observer.between(trainer)
         row = trainer.update()
         if rhythm.evaluates(row.step):
             whole = row.step == settings.steps

@@ -1,0 +1,4 @@
+"""compare: are these runs the same, and where do they part?
+
+Judging needs numpy and safetensors and no torch, so that a laptop can judge traces that came by mail.
+"""

@@ -1,0 +1,123 @@
+"""Two recordings laid side by side: for every tensor that both have, its error, its floor, and their ratio."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from ambidex.compare.fingerprint import STATISTICS, Floats, errors
+from ambidex.compare.tracefile import Key, Leg, Table, Trace
+
+LEAST = 2.0**-24  # half a unit in the last place of fp32: no floor is below it
+TOO_HIGH = 0.05  # a floor above it says that nothing is left to judge
+EXACT = frozenset({"tokens", "targets", "weight"})  # the same bytes in, or not the same run
+SCALARS = frozenset({"loss", "norm"})
+SCALAR_MARGIN = 2.0  # a difference of two numbers can be small by luck, so one number's floor is taken twice
+BORROWED = 2.0  # how far the candidate's own floor may raise the reference's
+NEAR, DIFFERENT = 3.0, 6.0  # docs/compare.md has the figures that show them right
+EXACT_ENOUGH = ("fp32", "fp64")  # in lower precisions a plain update is not judged, see below
+
+
+@dataclass(frozen=True)
+class View:
+    """One leg of a run against the reference's. Arrays have one entry a key, in the reference's order of execution."""
+
+    leg: Leg
+    keys: list[Key]
+    error: Floats
+    floor: Floats  # NaN where none was measured
+    ratio: Floats  # 0 where not judged
+    reference: Table
+    candidate: Table
+    rows: list[tuple[int, int]]  # of each key in the two tables
+    unmatched: int  # rows that only one of the two has
+
+    @property
+    def limit(self) -> float:
+        return DIFFERENT
+
+    def steps(self) -> list[int]:
+        return sorted({key.step for key in self.keys})
+
+    def compared(self) -> bool:
+        """Whether anything was judged by a floor, or nothing needs one since every bit is equal."""
+        exact = np.array([key.kind in EXACT for key in self.keys], dtype=bool)
+        return bool(((self.floor <= TOO_HIGH) & ~exact).any() or (len(self.keys) and (self.error == 0).all()))
+
+    def at(self, step: int) -> Iterator[int]:
+        return (n for n, key in enumerate(self.keys) if key.step == step)
+
+    def dirty(self, number: int) -> bool:
+        """Whether this tensor is different: above its limit, or not bit-equal where bits are what is asked."""
+        if self.keys[number].kind in EXACT:
+            return bool(self.error[number] > 0)
+        return bool(self.ratio[number] > self.limit)
+
+    def find(self, step: int, kind: str, name: str) -> int | None:
+        return self._numbers().get(Key(step, kind, name))
+
+    def _numbers(self) -> dict[Key, int]:
+        if not hasattr(self, "_by_key"):
+            object.__setattr__(self, "_by_key", {key: n for n, key in enumerate(self.keys)})
+        found: dict[Key, int] = getattr(self, "_by_key")  # noqa: B009
+        return found
+
+
+def view(leg: Leg, reference: Table, candidate: Table) -> View:
+    keys = [key for key in reference.keys if key in candidate.row]
+    rows = [(reference.row[key], candidate.row[key]) for key in keys]
+    mine, theirs = [a for a, _ in rows], [b for _, b in rows]
+    error = errors(reference.sums[mine], candidate.sums[theirs], reference.norms[mine])
+    for column in ("elements", "not_finite"):
+        place = STATISTICS.index(column)
+        error = np.where(
+            reference.statistics[mine, place] == candidate.statistics[theirs, place], error, np.inf
+        )
+    floor = _floor(keys, reference.floor[mine], candidate.floor[theirs])
+    judged = (floor <= TOO_HIGH) & np.array([_is_judged(leg, key) for key in keys], dtype=bool)
+    ratio = np.where(judged, error / np.fmax(floor, LEAST), 0.0)
+    unmatched = len(reference.keys) + len(candidate.keys) - 2 * len(keys)
+    return View(leg, keys, error, floor, ratio, reference, candidate, rows, unmatched)
+
+
+def _floor(keys: list[Key], reference: Floats, candidate: Floats) -> Floats:
+    """The reference's floor, raised a little where the candidate measured a higher one.
+
+    Not the larger of the two: a run that computes in too low a precision has a high floor of its own, and must not be
+    excused by it.
+    """
+    raised = np.fmax(
+        reference, np.minimum(candidate, BORROWED * reference)
+    )  # fmax: the reference's where that is NaN
+    floor = np.where(np.isnan(reference), candidate, raised)
+    scalar = np.array([key.kind in SCALARS for key in keys], dtype=bool)
+    exact = np.array([key.kind in EXACT for key in keys], dtype=bool)
+    floor = np.where(scalar, SCALAR_MARGIN * floor, floor)
+    return np.where(exact, LEAST, np.where(np.isnan(floor), floor, np.fmax(floor, LEAST)))
+
+
+def _is_judged(leg: Leg, key: Key) -> bool:
+    """In low precision an element next to zero may turn its sign, and with it AdamW's update: the steady one is judged."""
+    low = leg.precision not in EXACT_ENOUGH
+    return not (low and key.kind == "update")
+
+
+def views(reference: Trace, run: Trace) -> list[View]:
+    """Every leg that the two have in common and that started from the same numbers."""
+    same_origin = run.origin in (reference.identity, reference.origin)
+    found = []
+    for leg, table in run.legs.items():
+        if leg.mode == "free":
+            other = reference.legs.get(leg)
+        elif same_origin or (leg.start == 0 and leg.mode == "state"):  # the first weights are everybody's
+            other = reference.legs.get(Leg("state", leg.start, leg.precision))
+        else:
+            other = None
+        if other is not None:
+            found.append(view(leg, other, table))
+    return sorted(
+        found,
+        key=lambda v: (("fed", "state", "free").index(v.leg.mode), v.leg.precision != "fp32", v.leg.start),
+    )

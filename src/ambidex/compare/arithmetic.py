@@ -1,0 +1,73 @@
+"""Three ways to compute the same training with other roundings: what a measured floor is made of.
+
+``exact`` computes in fp64 and knows every rounding of the run itself. ``nudged`` starts from weights that are off by
+one unit in the last place: cheapest and best in fp32, and swallowed by the cast in bf16. ``noisy`` puts last-bit noise
+on what every operator returns, forward and backward (Monte Carlo arithmetic: Parker, 1997), which bf16 needs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ambidex.randomness import uniform
+
+LOW = (torch.float32, torch.bfloat16, torch.float16)
+RELATIVE = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}  # half a unit of 1.0
+MOVES_ONLY = {"clone", "_to_copy", "zeros_like", "empty_like", "cat", "stack", "index_select", "constant_pad_nd",
+              "embedding", "repeat", "new_zeros", "new_empty", "full_like", "slice_backward", "select_backward"}  # fmt: skip
+
+
+class Exact(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """In fp64 nothing may be rounded to less: a cast to a lower precision leaves an fp64 tensor as it is."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if (
+            func._overloadpacket is torch.ops.aten._to_copy
+            and args[0].dtype == torch.float64
+            and kwargs.get("dtype") in LOW
+        ):
+            kwargs["dtype"] = torch.float64
+        return func(*args, **kwargs)
+
+
+class Noisy(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Every result y becomes y (1 + u e): u uniform in [-1, 1], e half a unit in the last place of its type."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seed = seed
+        self._generators: dict[torch.device, torch.Generator] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if func._overloadpacket.__name__ in MOVES_ONLY or any(r.alias_info for r in func._schema.returns):
+            return found  # nothing was computed, or it was written into a tensor that is already there
+        if isinstance(found, (tuple, list)):
+            return type(found)(self._shaken(one) for one in found)
+        return self._shaken(found)
+
+    def _shaken(self, value: Any) -> Any:
+        if not isinstance(value, Tensor) or value.dtype not in RELATIVE or not value.numel():
+            return value
+        generator = self._generators.get(value.device)
+        if generator is None:
+            generator = self._generators[value.device] = torch.Generator(value.device).manual_seed(self.seed)
+        wide = value.float()
+        noise = torch.rand(value.shape, generator=generator, device=value.device).mul_(2).sub_(1)
+        shaken = torch.addcmul(wide, wide, noise, value=RELATIVE[value.dtype])
+        return torch.where(wide.isfinite(), shaken, wide).to(value.dtype)  # the minus infinity of a mask stays one
+
+
+@torch.no_grad()
+def nudge(model: nn.Module, seed: int) -> None:
+    """Move every weight by one unit in the last place, up or down."""
+    for name, weight in model.named_parameters():
+        up = torch.from_numpy(uniform(seed, f"nudge/{name}", weight.numel()) < 0.5).view(weight.shape)
+        toward = torch.where(up, torch.tensor(np.inf), torch.tensor(-np.inf)).to(weight)
+        weight.copy_(torch.nextafter(weight, toward))

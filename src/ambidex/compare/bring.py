@@ -1,0 +1,201 @@
+"""``ambidex.trace``: the same recording around anybody's training loop, with any torch model and optimizer.
+
+A floor cannot be measured without running the loop again, so that is what is asked for: the same loop under
+``leg=1``, ``leg=2``, ... starts from weights nudged by one unit in the last place, and adds to the floor of the trace
+that the first one (``leg=0``) left in the folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import uuid
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import ambidex
+from ambidex import checkpoint, runs
+from ambidex.compare import tracefile
+from ambidex.compare.arithmetic import nudge
+from ambidex.compare.recorder import Recorder, array
+from ambidex.compare.tracefile import Leg, Table, Trace, floor_of
+from ambidex.device import cpu as processor
+from ambidex.engine import numerics
+from ambidex.errors import Exit, Problem, Problems
+
+STEPS = (0, 1, 2, 4, 8)
+
+
+@contextmanager
+def trace(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    path: str | Path,
+    *,
+    steps: Collection[int] = STEPS,
+    leg: int = 0,
+    config: Mapping[str, Any] | None = None,
+) -> Iterator[None]:
+    """Record the training loop inside the ``with`` block and write a run folder that ``ambidex compare`` reads.
+
+    A step is one call of ``optimizer.step()``. ``config`` is what two runs must have in common to be compared:
+    anything JSON can hold. ``leg`` above 0 repeats the loop from nudged weights and raises the floor of the trace in
+    ``path``; three of them are enough. Raises Problems: exit 2 for a folder that holds something else, 4 where it
+    cannot be written.
+    """
+    folder = Path(path)
+    before = _first_leg(folder) if leg else None
+    if leg and _computes_in_fp32(model):
+        nudge(model, leg)
+    weights = _hash(model)
+    recorder = Recorder(model, lambda: _moments(model, optimizer), set(steps))
+    loop = _Loop(model, optimizer, recorder)
+    try:
+        yield
+    finally:
+        loop.leave()
+    table = Table.of(recorder.record)
+    if before is not None:
+        _raise_floor(before, table, f"one ulp, {leg}")
+        _write(folder, before)
+        return
+    precision = "fp32" if _computes_in_fp32(model) else "fp64"
+    identity = uuid.uuid4().hex
+    found = Trace(
+        identity, identity, precision, {Leg("free", 0, precision): table}, recorder.feeds, recorder.shapes
+    )
+    _refuse_other(folder)
+    _write(folder, found)
+    card = _card(model, weights, precision, dict(config or {}))
+    checkpoint.replace_synced(folder / runs.CARD, (json.dumps(card, indent=2) + "\n").encode())
+
+
+class _Loop:
+    """Tells the recorder where a step begins and ends, from hooks on the model, its parameters and the optimizer."""
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, recorder: Recorder) -> None:
+        self._recorder, self._step = recorder, 0
+        self._depth = 0  # an optimizer's step may call that of the class below it, and both call the hooks
+        self._accumulated: dict[str, Any] = {}
+        self._norm = 0.0
+        self._names = {weight: name for name, weight in model.named_parameters() if weight.requires_grad}
+        self._hooks: list[Any] = [
+            optimizer.register_step_pre_hook(lambda *_: self._gradients()),
+            optimizer.register_step_post_hook(lambda *_: self._stepped()),
+        ]
+        self._hooks += [
+            w.register_post_accumulate_grad_hook(self._keep)  # type: ignore[no-untyped-call]
+            for w in self._names
+        ]
+        recorder.begin(0)
+
+    def _keep(self, weight: Tensor) -> None:
+        """The gradient as it is after each backward: the last one is that before clipping."""
+        if self._recorder.recording and weight.grad is not None:
+            self._accumulated[self._names[weight]] = array(weight.grad, copy=True)  # type: ignore[index]
+
+    def _gradients(self) -> None:
+        self._depth += 1
+        if self._depth > 1:
+            return
+        self._recorder.gradients(None, self._accumulated)
+        squares = [float(np.square(g.astype(np.float64)).sum()) for g in self._accumulated.values()]
+        self._norm = sum(squares) ** 0.5
+
+    def _stepped(self) -> None:
+        self._depth -= 1
+        if self._depth:
+            return
+        self._recorder.stepped(self._norm)
+        self._accumulated = {}
+        self._step += 1
+        self._recorder.begin(self._step)
+
+    def leave(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._recorder.end()
+
+
+def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Whatever the optimizer keeps of a parameter's own shape, by its own name for it: exp_avg, momentum_buffer, ..."""
+    found = {}
+    for name, weight in model.named_parameters():
+        for kind, value in optimizer.state.get(weight, {}).items():
+            if isinstance(value, Tensor) and value.shape == weight.shape:
+                found[f"{'momentum' if kind == 'momentum_buffer' else kind}.{name}"] = value
+    return found
+
+
+def _computes_in_fp32(model: nn.Module) -> bool:
+    return all(weight.dtype == torch.float32 for weight in model.parameters())
+
+
+def _first_leg(folder: Path) -> Trace:
+    file = folder / tracefile.TRACE
+    if not file.exists():
+        raise Problems(
+            Problem("There is no trace whose floor this leg could measure.", found=f"no {file}",
+                    wanted="the same loop traced with leg=0 first", fix=f'with ambidex.trace(model, optimizer, "{folder}"): ...')
+        )  # fmt: skip
+    return tracefile.read(file)
+
+
+def _raise_floor(found: Trace, table: Table, name: str) -> None:
+    for base in found.legs.values():
+        base.floor = np.fmax(base.floor, floor_of(base, [table]))
+    found.floor_legs.append(name)
+
+
+def _refuse_other(folder: Path) -> None:
+    if (folder / runs.METRICS).exists() or (folder / "checkpoints").exists():
+        raise Problems(
+            Problem("The folder holds a run of ambidex train.", found=str(folder), wanted="a folder of its own for this trace")
+        )  # fmt: skip
+
+
+def _write(folder: Path, found: Trace) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        checkpoint.replace_synced(folder / tracefile.TRACE, tracefile.write(found))
+    except OSError as error:
+        raise Problems(
+            Problem("The trace cannot be written.", found=f"{folder}: {error.strerror or error}",
+                    wanted="a folder that this user may write to"), Exit.CANNOT_WRITE,
+        ) from None  # fmt: skip
+
+
+def _hash(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.named_parameters()):
+        digest.update(name.encode() + b"\0" + array(weight).tobytes())
+    return digest.hexdigest()
+
+
+def _card(model: nn.Module, weights: str, precision: str, config: dict[str, Any]) -> dict[str, Any]:
+    cpu = processor.look()
+    device = str(next(iter(model.parameters())).device)
+    return {
+        "format": runs.CARD_FORMAT,
+        "ambidex": ambidex.__version__,
+        "config": config,
+        "precision": precision,
+        "weights_sha256": weights,
+        "device": {"name": device, "reason": "where the model is"},
+        "threads": torch.get_num_threads(),
+        "cpu": {"name": cpu.name, "isa": list(cpu.isa), "cores": cpu.cores, "quota": cpu.quota},
+        "numerics": numerics(),
+        "build": {
+            "torch": torch.__version__,
+            "cuda": torch.version.cuda,
+            "python": platform.python_version(),
+        },
+        "system": f"{platform.system()} {platform.machine()}",
+    }

@@ -1,0 +1,96 @@
+"""Two runs' cards side by side: whether they are the same training at all, and what else differs, weightiest first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from ambidex.errors import Problem
+
+# Settings in which two runs may differ and still be the same training: where things lie, how often it is watched, and
+# how the work is cut up, which is just what a comparison is to judge.
+FREE = frozenset(
+    {"preset", "time", "out", "resume", "dry_run", "data", "field", "evaluate_every", "evaluation_tokens",
+     "sample_every", "sample_tokens", "prompt", "save_every", "keep", "device", "threads", "trace", "trace_states",
+     "from_trace", "compile", "micro_batch_size", "precision"}
+)  # fmt: skip
+
+MATTERS = (
+    ("build.torch", "another build: other kernels"),
+    ("device.name", "another device: other kernels"),
+    ("build.cuda", "other GPU libraries"),
+    ("config.compile", "compiled kernels round elsewhere"),
+    ("numerics.float32_matmul_precision", "products in a lower precision"),
+    ("numerics.cuda_allow_tf32", "products in a lower precision"),
+    ("numerics.cudnn_allow_tf32", "products in a lower precision"),
+    ("numerics.mkldnn", "another library for products"),
+    ("numerics.cpu_capability", "other vector code: sums in another order"),
+    ("numerics.deterministic", "sums in an order that may change"),
+    ("config.micro_batch_size", "gradients are added in another order"),
+    ("threads", "sums may be split elsewhere"),
+    ("cpu.isa", "other instructions"),
+    ("cpu.name", "another processor"),
+    ("versions.numpy", "another library"),
+    ("versions.safetensors", "another library"),
+    ("build.python", "another interpreter"),
+    ("system", "another system"),
+    ("ambidex", "another version of this tool"),
+)
+
+
+class Difference(NamedTuple):
+    key: str
+    reference: Any
+    run: Any
+    matters: str  # how it can reach a run's numbers
+
+
+def differences(reference: Mapping[str, Any], run: Mapping[str, Any]) -> list[Difference]:
+    """What differs and may, in the order in which it matters."""
+    found = [Difference(key, at(reference, key), at(run, key), why) for key, why in MATTERS]
+    return [one for one in found if one.reference != one.run]
+
+
+def kind(reference: Mapping[str, Any], run: Mapping[str, Any]) -> str:
+    """What the pair tells apart: "version", "device", "both" (so that neither can be blamed) or "same"."""
+    version = at(reference, "build.torch") != at(run, "build.torch")
+    device = at(reference, "device.name") != at(run, "device.name")
+    return "both" if version and device else "version" if version else "device" if device else "same"
+
+
+def why_not(reference: Mapping[str, Any], run: Mapping[str, Any]) -> list[Problem]:
+    """Everything because of which the two are not the same training; empty where they are."""
+    before, after = reference.get("config", {}), run.get("config", {})
+    names = sorted(name for name in {*before, *after} - FREE if before.get(name) != after.get(name))
+    problems = [
+        Problem("The runs have different settings.", found=f"{_flag(name)} {_shown(after.get(name))}",
+                wanted=f"{_flag(name)} {_shown(before.get(name))}, as in the reference")
+        for name in names
+    ]  # fmt: skip
+    if at(reference, "precision") != at(run, "precision"):
+        problems.append(
+            Problem("The runs compute in different precisions.", found=_shown(at(run, "precision")),
+                    wanted=f"{_shown(at(reference, 'precision'))}, as in the reference", fix="--precision fp32 for both, or bf16")
+        )  # fmt: skip
+    if at(reference, "data.hash") != at(run, "data.hash"):
+        problems.append(
+            Problem("The runs were trained on different text.", found=f"data hash {_shown(at(run, 'data.hash'))[:16]}",
+                    wanted=f"data hash {_shown(at(reference, 'data.hash'))[:16]}, as in the reference")
+        )  # fmt: skip
+    return problems
+
+
+def at(card: Mapping[str, Any], path: str) -> Any:
+    """``card["a"]["b"]`` for "a.b"; None where it is not there."""
+    value: Any = card
+    for part in path.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def _flag(name: str) -> str:
+    return "--" + str(name).replace("_", "-")[:100]
+
+
+def _shown(value: Any) -> str:
+    return str(value)[:200]

@@ -1,0 +1,87 @@
+"""Reading a run folder without torch: its card, its metrics and its trace. What is read is not trusted."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ambidex.compare import tracefile
+from ambidex.compare.tracefile import Trace
+from ambidex.errors import Exit, Problem, Problems
+
+LARGEST_CARD = 1 << 22  # bytes
+
+
+@dataclass(frozen=True)
+class Row:
+    """What `compare` needs of a line of metrics.csv."""
+
+    step: int  # updates done
+    loss: float
+    rate: float
+    norm: float
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A run as `compare` sees it."""
+
+    path: Path
+    card: dict[str, Any]
+    rows: list[Row]
+    trace: Trace | None
+
+    @property
+    def name(self) -> str:
+        return self.path.name or str(self.path)
+
+
+def read(path: Path) -> Folder:
+    """Raises Problems (exit 3) where there is no run, or where its card or trace cannot be understood."""
+    card = read_card(path)
+    file = path / tracefile.TRACE
+    return Folder(
+        path, card, read_metrics(path / "metrics.csv"), tracefile.read(file) if file.exists() else None
+    )
+
+
+def read_card(path: Path) -> dict[str, Any]:
+    wanted = "a folder that ambidex train or ambidex.trace wrote"
+    try:
+        text = (path / "card.json").read_bytes()
+        if len(text) > LARGEST_CARD:
+            raise ValueError(f"larger than {LARGEST_CARD >> 20} MB")
+        card = json.loads(text)
+        if not isinstance(card, dict) or not isinstance(card.get("config"), dict):
+            raise ValueError("no card of a run")
+    except FileNotFoundError:
+        raise Problems(
+            Problem("There is no run here.", found=f"{path}: no card.json", wanted=wanted), Exit.DATA
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        found = f"{path / 'card.json'}: {str(error).splitlines()[0]}"
+        raise Problems(
+            Problem("The run's card cannot be read.", found=found, wanted=wanted), Exit.DATA
+        ) from None
+    return card
+
+
+def read_metrics(path: Path) -> list[Row]:
+    """Rows up to the first that is none: a run under way may have written half a line."""
+    rows: list[Row] = []
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            for cells in csv.DictReader(file):
+                row = Row(
+                    int(cells["step"]), float(cells["loss"]), float(cells["lr"]), float(cells["grad_norm"])
+                )
+                if not all(map(math.isfinite, (row.loss, row.rate, row.norm))):
+                    break
+                rows.append(row)
+    except (OSError, UnicodeDecodeError, csv.Error, KeyError, ValueError, TypeError):
+        return rows
+    return rows

@@ -1,0 +1,430 @@
+"""The verdict on a pair of runs: the same, or where they part first. Pure: cards, metrics and traces in, words out.
+
+The order of checks is the order in which a step computes: data, weights, forward, a stale value, loss, backward,
+accumulation, clip, moments, update, schedule. The most upstream stage over all steps that started from the same
+numbers is to blame, not the earliest step: some faults are silent at step 0. Recordings that have had time to drift
+are asked only when those that have not are clean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from ambidex.compare import cards
+from ambidex.compare.align import DIFFERENT, LEAST, NEAR, TOO_HIGH, View, views
+from ambidex.compare.cards import Difference
+from ambidex.compare.fingerprint import factors
+from ambidex.compare.folder import Folder, Row
+from ambidex.compare.naming import guilty_backward, guilty_forward, loss_rows
+from ambidex.errors import Problem
+
+STAGES = ("data", "weights", "forward", "stale", "loss", "backward", "accumulation", "clip", "moments", "update",
+          "schedule")  # fmt: skip
+MOMENTS = ("momentum", "exp_avg", "exp_avg_sq")
+UPDATES = ("steady_update", "update", "unseen_update")
+NO_MOMENTS = {"tokens", "targets", "weight", "input", "output", "loss", "input_gradient", "output_gradient", "gradient",
+              "norm", "clipped", *UPDATES}  # fmt: skip
+MOST = 0.9  # of the tensors of a kind: then it is no tensor's fault but the loop's
+HALF = 0.5  # of the updates, and nearly all others agree with their factor: then it is the rate
+SAME_RATE = 1e-9  # relative: rates are computed in fp64 on the host by the same formula
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Where two runs part first. ``ratio`` is the error over the floor; ``words`` say why this part is blamed."""
+
+    step: int
+    stage: str
+    module: str
+    tensor: str
+    mode: str
+    ratio: float
+    words: str = ""
+    factor: float = 1.0  # of a schedule: every update is so many times the reference's
+
+
+@dataclass
+class Verdict:
+    """What is to be said of a pair. ``same`` is None where it cannot be judged, and ``problems`` then say why."""
+
+    reference: Folder
+    run: Folder
+    kind: str
+    same: bool | None
+    modes: list[str] = field(default_factory=list)
+    first: Finding | None = None
+    downstream: list[str] = field(default_factory=list)
+    not_judged: list[dict[str, Any]] = field(default_factory=list)
+    cards: list[Difference] = field(default_factory=list)
+    worst: Finding | None = None  # the largest ratio of all that were judged
+    near: int = 0  # tensors between the two limits
+    judged: int = 0  # tensors, over all steps and modes
+    notes: list[str] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+
+def judge(reference: Folder, run: Folder) -> Verdict:
+    verdict = Verdict(reference, run, cards.kind(reference.card, run.card), None)
+    verdict.cards = cards.differences(reference.card, run.card)
+    verdict.problems = cards.why_not(reference.card, run.card)
+    if verdict.problems:
+        return verdict
+    found = views(reference.trace, run.trace) if reference.trace and run.trace else []
+    verdict.modes = list(dict.fromkeys(v.leg.mode for v in found))
+    verdict.first = _weights(reference, run, found)
+    if verdict.first is None and not found:
+        return _by_metrics(verdict)
+    verdict.first = verdict.first or first_difference(
+        found, reference.rows, run.rows, run.trace.feeds if run.trace else {}
+    )
+    verdict.same = verdict.first is None
+    _count(verdict, found)
+    if verdict.same and not any(view.compared() for view in found):
+        verdict.same, verdict.problems = None, [_no_floor()]
+    return verdict
+
+
+def _weights(reference: Folder, run: Folder, found: Sequence[View]) -> Finding | None:
+    """Other first weights are the verdict, whatever follows from them."""
+    before, after = reference.card.get("weights_sha256"), run.card.get("weights_sha256")
+    for view in found:
+        for number in view.at(0):
+            if view.keys[number].kind == "weight" and view.dirty(number):
+                return _finding(view, number, "weights", view.keys[number].name.rpartition(".")[0],
+                                "The first weights are not the same, before anything was computed.")  # fmt: skip
+    if before != after and None not in (before, after):
+        return Finding(
+            0,
+            "weights",
+            "",
+            "weights_sha256",
+            "cards",
+            float("inf"),
+            "The hashes of the first weights differ.",
+        )
+    return None
+
+
+def first_difference(found: Sequence[View], before: Sequence[Row], after: Sequence[Row],
+                     feeds: dict[str, list[str]]) -> Finding | None:  # fmt: skip
+    """The verdict on all recordings: those that start from the same numbers first."""
+    rate = _rate(before, after)
+    fed = [(v, v.leg.start) for v in found if v.leg.mode == "fed"]
+    sharp = [v for v in found if v.leg.mode == "state" and v.leg.precision == "fp32"]
+    low = [v for v in found if v.leg.mode == "state" and v.leg.precision != "fp32"]
+    free = [v for v in found if v.leg.mode == "free"]
+    exact_free = [v for v in free if v.leg.precision == "fp32"]
+    for starts in (
+        fed,
+        [(v, v.leg.start) for v in sharp + exact_free],
+        [(v, v.leg.start) for v in low + free],
+    ):
+        if finding := _most_upstream(starts, feeds, rate):
+            return finding
+    for some in (sharp + exact_free, low + free):
+        if finding := _most_upstream([(v, v.leg.start + 1) for v in some], feeds, rate, second=True):
+            return finding
+    for view in free:
+        if finding := _later(view, feeds, rate):
+            return finding
+    return rate
+
+
+def _most_upstream(places: Iterable[tuple[View, int]], feeds: dict[str, list[str]], rate: Finding | None, *,
+                   second: bool = False) -> Finding | None:  # fmt: skip
+    found = [f for f in (_at_step(view, step, feeds, second=second) for view, step in places) if f]
+    if not found:
+        return None
+    first = min(found, key=lambda f: STAGES.index(f.stage))
+    scales = [f.factor for f in found if f.stage == "schedule"]
+    if first.stage == "schedule" and rate is None and _changes(scales):
+        words = "All updates are off by a factor that changes from step to step, as where a bias correction is missing."
+        return Finding(first.step, "update", first.module, first.tensor, first.mode, first.ratio, words)
+    if rate is not None and STAGES.index(first.stage) >= STAGES.index("update") and rate.step <= first.step:
+        return rate
+    return first
+
+
+def _changes(scales: Sequence[float]) -> bool:
+    """Whether the factors of several steps are clearly not one and the same: a rate that is off is off everywhere."""
+    return max(scales) - min(scales) > 0.1 * max(abs(scale - 1) for scale in scales)
+
+
+def _at_step(view: View, step: int, feeds: dict[str, list[str]], *, second: bool) -> Finding | None:
+    """What differs in one step that began from the same state (or, ``second``, right after such a step, which was clean)."""
+    return (
+        _data(view, step)
+        or _forward(view, step, second=second)
+        or _loss(view, step)
+        or _backward(view, step, feeds, second=second)
+        or _clip(view, step)
+        or _moments(view, step)
+        or _update(view, step)
+    )
+
+
+def _data(view: View, step: int) -> Finding | None:
+    for number in view.at(step):
+        key = view.keys[number]
+        if key.kind in ("tokens", "targets") and view.dirty(number):
+            if np.isinf(view.error[number]) and key.name == "model":
+                return _finding(view, number, "accumulation", "model",
+                                "The model was given more or fewer tokens than the batch has.")  # fmt: skip
+            return _finding(view, number, "data", key.name, "The model was given other tokens.")
+    return None
+
+
+def _forward(view: View, step: int, *, second: bool) -> Finding | None:
+    guilty = guilty_forward(view, step)
+    if guilty is None:
+        return None
+    module, number = guilty
+    if second:
+        words = "Its first step was clean, updates included; in the second its forward is not: it computes with a value of before."
+        return _finding(view, number, "stale", module, words)
+    return _finding(view, number, "forward", module, "What goes into it is the same, what comes out is not.")
+
+
+def _loss(view: View, step: int) -> Finding | None:
+    dirty = [n for n in loss_rows(view, step) if view.dirty(n)]
+    if not dirty:
+        return None
+    number = dirty[0]
+    scale, rest = _factors(view, [dirty[-1]])
+    tolerance = view.limit * max(LEAST, float(view.floor[dirty[-1]]))
+    times = max(abs(float(scale[0])), 1 / max(abs(float(scale[0])), LEAST))  # twice, or half
+    whole = round(times)
+    if rest[0] <= tolerance and whole >= 2 and abs(times - whole) <= whole * tolerance:
+        words = f"The forward is clean, and every gradient is {scale[0]:.7g} times the reference's."
+        return _finding(view, number, "accumulation", "loss", words)
+    return _finding(view, number, "loss", "loss", "The forward is the same, the loss or its gradient is not.")
+
+
+def _backward(view: View, step: int, feeds: dict[str, list[str]], *, second: bool) -> Finding | None:
+    guilty = guilty_backward(view, step, feeds)
+    if guilty is None:
+        return None
+    module, number = guilty
+    between = [n for n in view.at(step) if view.keys[n].kind in ("input_gradient", "output_gradient")]
+    parameters = [n for n in view.at(step) if view.keys[n].kind == "gradient"]
+    dirty = [n for n in parameters if view.dirty(n)]
+    flowing_is_clean = bool(between) and not any(view.dirty(n) for n in between)
+    if parameters and len(dirty) >= max(2, MOST * len(parameters)) and flowing_is_clean:
+        words = "What flows between the modules is the same; the gradients that are added up from it are not."
+        return _finding(view, number, "accumulation", "model", words)
+    words = (
+        "Its forward is the same, and so is the gradient that reaches it."
+        if flowing_is_clean or not second
+        else ""
+    )
+    return _finding(view, number, "backward", module, words)
+
+
+def _clip(view: View, step: int) -> Finding | None:
+    rows = [n for n in view.at(step) if view.keys[n].kind in ("norm", "clipped")]
+    dirty = [n for n in rows if view.dirty(n)]
+    if not dirty:
+        return None
+    tensors = [n for n in dirty if view.keys[n].kind == "clipped"]
+    number = tensors[0] if tensors else dirty[0]
+    one = len(tensors) == 1
+    module = view.keys[number].name.rpartition(".")[0] if one else "optimizer"
+    return _finding(
+        view, number, "clip", module, "The gradients are the same before clipping and not after it."
+    )
+
+
+def _moments(view: View, step: int) -> Finding | None:
+    by_kind: dict[str, list[int]] = {kind: [] for kind in MOMENTS}
+    for number in view.at(step):
+        kind = view.keys[number].kind
+        if kind not in NO_MOMENTS:  # other optimizers have other names for theirs
+            by_kind.setdefault(kind, []).append(number)
+    dirty = {kind: [n for n in rows if view.dirty(n)] for kind, rows in by_kind.items()}
+    if not any(dirty.values()):
+        return None
+    if _both_scaled(view, by_kind):
+        number = dirty["exp_avg"][0]
+        return _finding(
+            view, number, "clip", "optimizer", "Both moments are off as if the gradient had been scaled."
+        )
+    kinds = [kind for kind in dirty if dirty[kind]]
+    names = {"exp_avg": "first moment", "exp_avg_sq": "second moment", "momentum": "momentum"}
+    number = dirty[kinds[0]][0]
+    words = f"The clipped gradients are the same, the {' and the '.join(names.get(k, k) for k in kinds)} not."
+    whole = [n for kind in kinds for n in by_kind[kind]]
+    return _finding(view, number, "moments", _where(view, [n for k in kinds for n in dirty[k]], whole), words)
+
+
+def _both_scaled(view: View, by_kind: dict[str, list[int]]) -> bool:
+    """Whether every first moment is a times, and every second a squared times, the reference's: a clip inside a kernel."""
+    first, second = by_kind["exp_avg"], by_kind["exp_avg_sq"]
+    if not first or not second:
+        return False
+    a, rest_a = _factors(view, first)
+    b, rest_b = _factors(view, second)
+    scale = float(np.median(a))
+    tolerance = view.limit * max(LEAST, float(np.nanmax(view.floor[first + second])))
+    return bool(
+        abs(scale - 1) > tolerance
+        and max(rest_a.max(), rest_b.max(), np.abs(a - scale).max(), np.abs(b - scale**2).max())
+        <= tolerance * max(1, scale**2)
+    )
+
+
+def _update(view: View, step: int) -> Finding | None:
+    rows = [n for n in view.at(step) if view.keys[n].kind in UPDATES]
+    dirty = [n for n in rows if view.dirty(n)]
+    if not dirty:
+        return None
+    plain = [n for n in view.at(step) if view.keys[n].kind == "update"]
+    names = {view.keys[n].name for n in dirty}
+    if all(view.keys[n].kind == "unseen_update" for n in dirty):
+        words = "Only rows that never had a gradient differ: there nothing but decay moves a weight."
+        return _finding(view, dirty[0], "update", _where(view, dirty, rows), words)
+    scale, rest = _factors(view, plain)
+    floor = np.fmax(LEAST, np.where(np.isnan(view.floor[plain]), LEAST, view.floor[plain]))
+    moved = np.array([view.keys[n].name in names for n in plain], dtype=bool)
+    common = float(np.median(scale[moved])) if moved.any() else 1.0
+    alike = (rest <= view.limit * floor) & (np.abs(scale - common) <= view.limit * floor)
+    if len(plain) > 1 and moved.mean() >= HALF and alike.mean() >= MOST:
+        number = max(dirty, key=lambda n: view.ratio[n])
+        words = f"Every update is {common:.7g} times the reference's."
+        return replace(_finding(view, number, "schedule", "optimizer", words), factor=common)
+    words = "Its forward, its gradient and its moments are the same, so the optimizer step is at fault, not the model."
+    return _finding(view, dirty[0], "update", _where(view, dirty, plain), words)
+
+
+def _where(view: View, dirty: Sequence[int], whole: Sequence[int]) -> str:
+    """The one module that differs, or the optimizer where it is most of them."""
+    guilty = {view.keys[n].name for n in dirty}
+    among = {view.keys[n].name for n in whole}
+    if len(guilty) > 1 and len(guilty) >= MOST * len(among):
+        return "optimizer"
+    return view.keys[dirty[0]].name.rpartition(".")[0]
+
+
+def _later(view: View, feeds: dict[str, list[str]], rate: Finding | None) -> Finding | None:
+    """In the free run: the first probe step that differs although those before it were clean."""
+    judged = [step for step in view.steps() if view.leg.precision == "fp32" and step > 1]
+    for before, step in pairwise([1, *judged]):
+        finding = _at_step(view, step, feeds, second=False)
+        if finding is None:
+            continue
+        if rate is not None and rate.step <= step:
+            return rate
+        if finding.stage == "forward":
+            gap = f"between step {before} and step {step}" if step > before + 1 else f"at step {before}"
+            words = f"All probes before were clean: something went wrong {gap}, and free runs alone do not say what."
+            return Finding(step, "stale", finding.module, finding.tensor, finding.mode, finding.ratio, words)
+        return finding
+    return None
+
+
+def _rate(before: Sequence[Row], after: Sequence[Row]) -> Finding | None:
+    for mine, theirs in zip(before, after):
+        if mine.step == theirs.step and abs(mine.rate - theirs.rate) > SAME_RATE * abs(mine.rate):
+            return Finding(mine.step - 1, "schedule", "optimizer", "learning rate", "metrics", float("inf"),
+                           f"The learning rate is {theirs.rate:.9g} instead of {mine.rate:.9g}.")  # fmt: skip
+    return None
+
+
+def _by_metrics(verdict: Verdict) -> Verdict:
+    """Without two traces only what needs no floor can be said: equal in every digit, or where the numbers part."""
+    before, after = verdict.reference.rows, verdict.run.rows
+    shared = list(zip(before, after))
+    verdict.modes = []
+    if shared and len(before) == len(after) and all(mine == theirs for mine, theirs in shared):
+        verdict.same = True
+        verdict.notes = [
+            f"No trace; but loss, gradient norm and learning rate are equal in every digit over {len(shared)} steps."
+        ]
+        return verdict
+    if rate := _rate(before, after):
+        verdict.first, verdict.same = rate, False
+        return verdict
+    verdict.problems = [
+        Problem("Without two traces nothing says which differences are rounding.", found=_where_losses_part(shared),
+                wanted="two runs that were trained with --trace",
+                fix="train both again with --trace; add --trace-states to the reference and --from-trace to the other for a sharper view")
+    ]  # fmt: skip
+    return verdict
+
+
+def _no_floor() -> Problem:
+    return Problem(
+        "The traces have no floor to judge by.", found="no tensor that both recorded has one",
+        wanted="a floor for the first steps: a training repeated with other roundings",
+        fix="ambidex train --trace measures one; with ambidex.trace, run the same loop again with leg=1, 2 and 3",
+    )  # fmt: skip
+
+
+def _where_losses_part(shared: Sequence[tuple[Row, Row]]) -> str:
+    if not shared:
+        return "no step that both runs have"
+    for mine, theirs in shared:
+        if mine.loss != theirs.loss or mine.norm != theirs.norm:
+            last_mine, last_theirs = shared[-1]
+            apart = abs(last_theirs.loss - last_mine.loss) / abs(last_mine.loss or 1)
+            return (f"the numbers part at step {mine.step}; at step {last_mine.step} the losses are "
+                    f"{last_mine.loss:.6f} and {last_theirs.loss:.6f}, {apart:.2g} apart")  # fmt: skip
+    return f"equal in every digit over the {len(shared)} steps that both have, but one run has more"
+
+
+def _count(verdict: Verdict, found: Sequence[View]) -> None:
+    """Worst ratio, what is near the limit, what was not judged, and what inherits the first difference."""
+    guilty = verdict.first
+    after: dict[str, None] = {}
+    for view in found:
+        judged = (view.floor <= TOO_HIGH) & ~np.isnan(view.floor)
+        verdict.judged += int(judged.sum())
+        verdict.near += int(((view.ratio > NEAR) & (view.ratio <= DIFFERENT)).sum())
+        if len(view.keys) and judged.any():
+            number = int(np.argmax(view.ratio))
+            if verdict.worst is None or view.ratio[number] > verdict.worst.ratio:
+                verdict.worst = _finding(view, number, "", view.keys[number].name, "")
+        verdict.not_judged += _not_judged(view)
+        if guilty is not None:
+            names = [view.keys[n].name for n in range(len(view.keys)) if view.dirty(n)]
+            after |= dict.fromkeys(name for name in names if name not in (guilty.module, guilty.tensor))
+    verdict.downstream = list(after)
+
+
+def _not_judged(view: View) -> list[dict[str, Any]]:
+    mode = view.leg.mode
+    high = [
+        {"mode": mode, "step": view.keys[n].step, "tensor": f"{view.keys[n].kind} of {view.keys[n].name}",
+         "why": f"its floor is {view.floor[n]:.2g}: rounding alone makes such a difference"}
+        for n in range(len(view.keys)) if view.floor[n] > TOO_HIGH
+    ]  # fmt: skip
+    unmeasured = sorted({view.keys[n].step for n in range(len(view.keys)) if np.isnan(view.floor[n])})
+    if unmeasured:
+        high.append({"mode": mode, "step": unmeasured[0], "tensor": f"all of steps {', '.join(map(str, unmeasured))}",
+                     "why": "no floor was measured so late in a free run"})  # fmt: skip
+    if view.unmatched and mode != "fed":
+        high.append(
+            {
+                "mode": mode,
+                "step": view.leg.start,
+                "tensor": f"{view.unmatched} tensors",
+                "why": "only one of the runs recorded them",
+            }
+        )
+    return high
+
+
+def _factors(view: View, numbers: Sequence[int]) -> tuple[Any, Any]:
+    mine, theirs = [view.rows[n][0] for n in numbers], [view.rows[n][1] for n in numbers]
+    return factors(view.reference.sums[mine], view.candidate.sums[theirs])
+
+
+def _finding(view: View, number: int, stage: str, module: str, words: str) -> Finding:
+    key = view.keys[number]
+    tensor = key.name if key.kind in ("loss", "norm") else f"{key.kind.replace('_', ' ')} of {key.name}"
+    ratio = float(view.error[number] / LEAST) if view.ratio[number] == 0 else float(view.ratio[number])
+    return Finding(key.step, stage, module, tensor, view.leg.mode, ratio, words)

@@ -1,0 +1,219 @@
+"""What a step is made of, as fingerprints: hooks on a model's modules for one step at a time, and none in between.
+
+Kinds, in the order in which a step makes them: ``weight`` (step 0 only), ``tokens`` and ``targets``, ``input`` and
+``output`` of modules, ``loss``, ``output_gradient`` and ``input_gradient``, ``gradient`` of parameters before
+clipping, ``norm``, ``clipped``, the moments, and the update: weights after minus weights before, in fp64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from ambidex.compare.fingerprint import Sketch, fingerprint
+from ambidex.compare.tracefile import Key, Record
+
+STEADY = 0.1  # a share of the second moment's root: elements well below it move by their sign alone
+Array = NDArray[Any]
+
+
+class Recorder:
+    """Records chosen steps of a training. ``begin``, ``gradients``, ``stepped`` are called around every step."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        moments: Callable[[], Mapping[str, Tensor]],
+        steps: Collection[int],
+        loss_scale: Callable[[], float] = lambda: 1.0,
+    ) -> None:
+        self.model, self.moments, self.steps, self.loss_scale = model, moments, steps, loss_scale
+        self.record: Record = {}
+        self.feeds: dict[str, list[str]] = {}
+        self.shapes: dict[str, list[int]] = {}
+        self.recording = False
+        self.watches_modules = True  # off where the model is compiled: hooks would have it compiled anew
+        self.replaced: set[str] = set()  # modules whose output's gradient somebody else accounts for
+        self._step = 0
+        self._sketches: dict[tuple[str, str], Sketch] = {}
+        self._seen: dict[tuple[str, str], int] = {}  # elements of this step so far, by kind and module
+        self._made: dict[tuple[int, int], tuple[str, Tensor]] = {}  # this forward's outputs, kept alive
+        self._same: dict[str, str] = {}  # modules that pass on, untouched, what one inside them put out
+        self._before: dict[str, Array] = {}
+        self._hooks: list[RemovableHandle] = []
+
+    def begin(self, step: int, inputs: Array | None = None, targets: Array | None = None) -> None:
+        """Call before the forward of step number ``step``; ``inputs`` and ``targets`` are the whole batch's tokens."""
+        self._step, self.recording = step, step in self.steps
+        if not self.recording:
+            return
+        self._sketches, self._seen, self._made, self._same = {}, {}, {}, {}
+        self._before = {name: array(weight, copy=True) for name, weight in self._weights()}
+        if step == 0:
+            for name, before in self._before.items():
+                self._whole("weight", name, before)
+        for kind, tokens in (("tokens", inputs), ("targets", targets)):
+            if tokens is not None:
+                self._whole(kind, "batch", tokens.astype(np.float64))
+        self._attach()
+
+    def gradients(self, loss: float | None, unclipped: Mapping[str, Array] | None = None) -> None:
+        """Call when all gradients of the step are there and before they are clipped, or give them as they were then."""
+        if not self.recording:
+            return
+        self._detach()
+        passed_on: dict[str, list[str]] = {}
+        for outer, inner in self._same.items():
+            passed_on.setdefault(inner, []).append(outer)
+        for (kind, name), sketch in self._sketches.items():
+            for one in (name, *(passed_on.get(name, ()) if kind.startswith("output") else ())):
+                self.record[Key(self._step, kind, one)] = sketch.fingerprint()
+        if loss is not None:
+            self._whole("loss", "loss", np.array([loss]))
+        for name, weight in self._weights():
+            if unclipped is not None and name in unclipped:
+                self._whole("gradient", name, unclipped[name])
+            elif weight.grad is not None:
+                self._whole("gradient", name, array(weight.grad) * (1.0 / self.loss_scale()))
+
+    def stepped(self, norm: float | None) -> None:
+        """Call after the optimizer's step, while the gradients are still there."""
+        if not self.recording:
+            return
+        if norm is not None:
+            self._whole("norm", "gradient", np.array([norm]))
+        moments = {name: array(moment) for name, moment in self.moments().items()}
+        for name, weight in self._weights():
+            if weight.grad is not None:
+                self._whole("clipped", name, array(weight.grad))
+        for name, moment in moments.items():
+            kind, _, parameter = name.partition(".")
+            self._whole(kind, parameter, moment)
+        for name, weight in self._weights():
+            update = array(weight).astype(np.float64) - self._before[name]
+            self._whole("update", name, update)
+            second = moments.get(f"exp_avg_sq.{name}")
+            if second is not None:
+                self._split_update(name, update, second)
+        self.recording, self._before, self._made = False, {}, {}
+
+    def end(self) -> None:
+        """Nothing more comes: a step that was begun and not finished is dropped."""
+        self._detach()
+        self.recording = False
+
+    def _split_update(self, name: str, update: Array, second: Array) -> None:
+        """Where the second moment is next to nothing AdamW moves by sign alone, which rounding can turn over.
+
+        ``steady_update`` weighs such elements down; ``unseen_update`` is that of rows that never had a gradient,
+        where only decay can move a weight.
+        """
+        root = np.sqrt(second.astype(np.float64))
+        usual = float(np.sqrt(np.mean(np.square(root))))
+        if usual > 0:
+            self._whole("steady_update", name, update * (root / (root + STEADY * usual)))
+        if second.ndim == 2:
+            unseen: Array = np.logical_not(second.any(axis=1))
+            if unseen.any():
+                self._whole("unseen_update", name, update * unseen[:, None])
+
+    def account(self, kind: str, name: str, values: Tensor, start: int) -> None:
+        """Add a part of a tensor whose first element is number ``start`` of the whole batch's."""
+        sketch = self._sketches.setdefault((kind, name), Sketch())
+        factor = 1.0 / self.loss_scale() if kind.endswith("gradient") else 1.0
+        sketch.add(array(values), start, factor)
+        rows = self.shapes.get(f"{kind} {name}", [0])[0] if start else 0
+        shape = list(values.shape) or [1]
+        self.shapes[f"{kind} {name}"] = [rows + shape[0], *shape[1:]]
+
+    def maker_of(self, values: Tensor) -> str | None:
+        """The module that put out this very tensor, or a view of all of it, in the present forward."""
+        made = self._made.get((values.data_ptr(), values.numel()))
+        return made[0] if made and values.numel() else None
+
+    def _whole(self, kind: str, name: str, values: Array) -> None:
+        self.record[Key(self._step, kind, name)] = fingerprint(values)
+        self.shapes[f"{kind} {name}"] = list(values.shape)
+
+    def _weights(self) -> list[tuple[str, nn.Parameter]]:
+        return [(name, weight) for name, weight in self.model.named_parameters() if weight.requires_grad]
+
+    def _attach(self) -> None:
+        if not self.watches_modules:
+            return
+        self._hooks.append(self.model.register_forward_pre_hook(self._enter))
+        for name, module in self.model.named_modules():
+            if name and not isinstance(module, nn.ModuleList):
+                self._hooks.append(module.register_forward_hook(self._watch(name)))
+
+    def _detach(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+
+    def _enter(self, module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        """A micro-batch comes in. What the model is really given is recorded, whatever was drawn for it."""
+        if in_backward():
+            return
+        self._made.clear()
+        tokens = arguments[0] if arguments else None
+        if isinstance(tokens, Tensor):
+            start = self._seen.get(("tokens", "model"), 0)
+            self._seen["tokens", "model"] = start + tokens.numel()
+            self.account("tokens", "model", tokens if tokens.is_floating_point() else tokens.double(), start)
+
+    def _watch(self, name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+            if in_backward():  # a forward that is repeated to save memory
+                return
+            source = next((a for a in arguments if isinstance(a, Tensor)), None)
+            if source is not None and source.is_floating_point():
+                maker = self.maker_of(source)
+                if maker is not None and maker != name:
+                    readers = self.feeds.setdefault(maker, [])
+                    if name not in readers:
+                        readers.append(name)
+                elif maker is None and next(module.children(), None) is None:
+                    self._see("input", name, source)
+            if isinstance(output, Tensor) and output.is_floating_point():
+                inner = self.maker_of(output)
+                if inner is None:
+                    self._made[output.data_ptr(), output.numel()] = name, output
+                    self._see("output", name, output)
+                else:
+                    self._same[name] = inner
+
+        return hook
+
+    def _see(self, kind: str, name: str, values: Tensor) -> None:
+        start = self._seen.get((kind, name), 0)
+        self._seen[kind, name] = start + values.numel()
+        self.account(kind, name, values, start)
+        if values.requires_grad:
+
+            def gradient(found: Tensor) -> None:
+                if name not in self.replaced:
+                    self.account(f"{kind}_gradient", name, found, start)
+
+            values.register_hook(gradient)  # type: ignore[no-untyped-call]
+
+
+def array(tensor: Tensor, *, copy: bool = False) -> Array:
+    """The same numbers in numpy, on the host; bf16 and fp16, which numpy lacks or is slow in, exactly in fp32."""
+    found = tensor.detach()
+    if found.dtype in (torch.bfloat16, torch.float16):
+        found = found.float()
+    numbers: Array = found.cpu().contiguous().numpy()
+    return numbers.copy() if copy else numbers
+
+
+def in_backward() -> bool:
+    """Whether autograd is at work in this thread. torch has no public name for it."""
+    task = getattr(torch._C, "_current_graph_task_id", None)
+    return task is not None and task() != -1

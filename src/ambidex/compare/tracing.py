@@ -1,0 +1,159 @@
+"""What `train --trace` does besides training: probe steps, the floor, states, and legs from a reference's states."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ambidex import checkpoint, runs
+from ambidex.checkpoint import Checkpoint
+from ambidex.compare import states, tracefile
+from ambidex.compare.legs import Rebuild, TakingWatcher, Watcher, Workshop, play, recorder_for, with_floor
+from ambidex.compare.states import Reference
+from ambidex.compare.tracefile import Leg, Table, Trace
+from ambidex.runs import Run
+from ambidex.screen import line
+from ambidex.trainer import Observer, Trainer
+
+PROBES = (0, 1, 2, 4, 8, 9, 16, 32, 64)
+LATE_START = 8  # the state after the first one from which two steps are taken
+FREE_STEPS = {
+    "fp32": 10
+}  # how far the floor of the free run is measured; a bf16 run's is near 1 soon after step 1
+FEW_STEPS = 2
+
+
+def probe_steps(steps: int) -> set[int]:
+    late = late_start(steps)
+    return {step for step in (*PROBES, late, late + 1) if step < steps}
+
+
+def late_start(steps: int) -> int:
+    """The second state: step 8, or in a very short run the last but one."""
+    return min(LATE_START, max(0, steps - 2))
+
+
+class Tracing(Observer):
+    """Watches a training and writes its trace after every probe step."""
+
+    def __init__(self, trainer: Trainer, run: Run, rebuild: Rebuild, reference: Reference | None) -> None:
+        settings = trainer.settings
+        self._run, self._reference = run, reference
+        self._keeps_states = settings.trace_states
+        self._starts = {0, late_start(settings.steps)}
+        self._native = trainer.device.precision
+        self._rebuild, self._device = rebuild, trainer.device.name
+        self._recorder = recorder_for(trainer, probe_steps(settings.steps))
+        self._recorder.watches_modules = trainer.forward is trainer.model
+        self._watcher = Watcher(self._recorder)
+        self._free_floor: dict[str, Table] = {}
+        file = run.path / tracefile.TRACE
+        before = tracefile.read(file) if trainer.step and file.exists() else None
+        identity = before.identity if before else uuid.uuid4().hex
+        origin = reference.identity if reference else identity
+        self._trace = before or Trace(identity, origin, self._native)
+        self._earlier = self._rows_before(trainer.step)
+
+    def between(self, trainer: Trainer) -> None:
+        if trainer.step == 0:
+            self._before_first_step(trainer)
+        if self._keeps_states and self._reference is None and trainer.step in self._starts:
+            state = trainer.snapshot()
+            states.save_state(self._run.path, state)
+            line("trace", f"the state at step {trainer.step}, two steps from it, and their floor")
+            self._examine(state, keep_feed=True)
+            trainer.device.set_numerics()
+
+    def begins(self, trainer: Trainer, inputs: NDArray[np.int64], targets: NDArray[np.int64]) -> None:
+        self._watcher.begins(trainer, inputs, targets)
+
+    def has_gradients(self, trainer: Trainer, loss: float) -> None:
+        self._watcher.has_gradients(trainer, loss)
+
+    def has_stepped(self, trainer: Trainer, norm: float) -> None:
+        recorded = self._recorder.recording
+        self._watcher.has_stepped(trainer, norm)
+        if recorded:
+            self._write()
+
+    def _before_first_step(self, trainer: Trainer) -> None:
+        state, count = (
+            trainer.snapshot(),
+            min(FREE_STEPS.get(self._native, FEW_STEPS), trainer.settings.steps),
+        )
+        line(
+            "trace",
+            f"measuring the rounding floor of the first {count} steps, by the same steps in fp64 and with noise",
+        )
+        workshop = Workshop(self._rebuild, self._device, self._native)
+        self._free_floor = workshop.floor_tables(state, {s for s in self._recorder.steps if s < count}, count)
+        self._trace.floor_legs = list(self._free_floor)
+        del workshop
+        if self._reference is not None:
+            line(
+                "trace",
+                f"two steps from each state of {self._reference.path}, and the same steps fed with its tensors",
+            )
+            for step in self._reference.steps:
+                from_there = self._reference.state(step)
+                if (
+                    self._keeps_states
+                ):  # for a third run: the reference's states, and what this build makes of them
+                    states.save_state(self._run.path, from_there)
+                self._examine(from_there, keep_feed=self._keeps_states)
+        elif self._native != "fp32" and not self._keeps_states:
+            self._examine(state, keep_feed=False)
+        trainer.device.set_numerics()
+
+    def _examine(self, state: Checkpoint, *, keep_feed: bool) -> None:
+        """Two steps from a state, in the run's precision and in fp32, and where there is a reference, fed by it."""
+        two = {state.step, state.step + 1}
+        for precision in dict.fromkeys((self._native, "fp32")):
+            workshop = Workshop(self._rebuild, self._device, precision)
+            recorder = recorder_for(workshop.same, two)
+            taking = keep_feed and precision == "fp32"
+            watcher = TakingWatcher(recorder) if taking else Watcher(recorder)
+            play(workshop.same, state, watcher, 2)
+            if isinstance(watcher, TakingWatcher):
+                states.save_feed(self._run.path, state.step, watcher.taken, self._trace.identity)
+            floors = workshop.floor_tables(state, two, 2)
+            table = with_floor(Table.of(recorder.record), floors)
+            self._trace.legs[Leg("state", state.step, precision)] = table
+            self._trace.feeds.update(recorder.feeds)
+            if self._reference is not None and precision == "fp32":
+                recorder = recorder_for(workshop.same, {state.step})
+                play(workshop.same, state, Watcher(recorder, self._reference.feed(state.step)), 1)
+                self._trace.legs[Leg("fed", state.step, precision)] = Table.of(recorder.record)
+
+    def _rows_before(self, step: int) -> Table | None:
+        """What an interrupted run had recorded before the step at which it is continued."""
+        free = self._trace.legs.get(Leg("free", 0, self._native))
+        return free.only(row for row, key in enumerate(free.keys) if key.step < step) if free else None
+
+    def _write(self) -> None:
+        free = with_floor(Table.of(self._recorder.record), self._free_floor)
+        self._trace.legs[Leg("free", 0, self._native)] = (
+            self._earlier.followed_by(free) if self._earlier else free
+        )
+        self._trace.feeds.update(self._recorder.feeds)
+        self._trace.shapes.update(self._recorder.shapes)
+        try:
+            checkpoint.replace_synced(self._run.path / tracefile.TRACE, tracefile.write(self._trace))
+        except OSError as error:
+            raise runs.cannot_write(self._run.path, error) from None
+
+
+def observer(trainer: Trainer, run: Run, rebuild: Callable[[str, str], Trainer]) -> Observer:
+    """The observer that the settings ask for. Raises Problems where --from-trace names nothing to start from."""
+    settings = trainer.settings
+    if not (settings.trace or settings.trace_states or settings.from_trace):
+        return Observer()
+    reference = None
+    if settings.from_trace:
+        reference = states.open_reference(Path(settings.from_trace))
+        states.check_fits(reference, trainer.model)
+    return Tracing(trainer, run, rebuild, reference)

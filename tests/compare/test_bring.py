@@ -1,0 +1,99 @@
+"""Anybody's loop can be traced: a convolutional network, judged the same in another layout and different when broken."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import ambidex
+from ambidex.compare import tracefile
+from ambidex.compare.command import compare
+from ambidex.errors import Exit, Problems
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "bring_your_own.py"
+
+
+@pytest.fixture(scope="module")
+def example() -> Any:
+    spec = importlib.util.spec_from_file_location("bring_your_own", EXAMPLE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["bring_your_own"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_example_is_the_same_in_another_layout_and_different_when_broken(
+    example: Any, tmp_path: Path
+) -> None:
+    example.train(tmp_path / "plain")
+    example.train(tmp_path / "other", layout=torch.channels_last)
+    example.train(tmp_path / "broken", broken=True)
+    same = compare([tmp_path / "plain", tmp_path / "other"])[0]
+    assert same.same is True, same.first
+    assert same.judged > 200
+    first = compare([tmp_path / "plain", tmp_path / "broken"])[0].first
+    assert first is not None
+    assert (first.stage, first.module, first.step) == ("update", "2", 0)
+
+
+def loop(model: nn.Module, optimizer: torch.optim.Optimizer, path: Path, **options: Any) -> None:
+    with ambidex.trace(model, optimizer, path, **options):
+        for step in range(3):
+            x = torch.full((4, 3), 0.5 + step)
+            for half in x.split(2):
+                (model(half).square().sum() / 4).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def straight() -> nn.Linear:
+    model = nn.Linear(3, 2)
+    with torch.no_grad():
+        model.weight.copy_(torch.arange(6.0).view(2, 3) / 7 + 0.1)
+        model.bias.fill_(0.3)
+    return model
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.RMSprop, torch.optim.AdamW])
+def test_any_optimizer_and_any_accumulation_is_recorded(kind: Any, tmp_path: Path) -> None:
+    model = straight()
+    loop(model, kind(model.parameters(), lr=0.01), tmp_path / "run")
+    leg = next(iter(tracefile.read(tmp_path / "run" / "trace.safetensors").legs.values()))
+    assert {key.step for key in leg.keys} == {0, 1, 2}
+    assert {"weight", "gradient", "clipped", "update"} <= {key.kind for key in leg.keys}
+    assert json.loads((tmp_path / "run" / "card.json").read_text("utf-8"))["weights_sha256"]
+
+
+def test_without_another_leg_nothing_is_judged_and_that_is_said(tmp_path: Path) -> None:
+    for name, nudge in (("a", 0.0), ("b", 1e-7)):
+        model = straight()
+        model.register_forward_hook(lambda _, __, output, by=nudge: output * (1 + by))
+        loop(model, torch.optim.SGD(model.parameters(), lr=0.01), tmp_path / name)
+    verdict = compare([tmp_path / "a", tmp_path / "b"])[0]
+    assert verdict.same is None
+    assert "leg=1" in verdict.problems[0].fix
+
+
+def test_a_leg_without_a_first_one_is_refused(tmp_path: Path) -> None:
+    model = straight()
+    with pytest.raises(Problems, match="leg=0") as caught:
+        loop(model, torch.optim.SGD(model.parameters(), lr=0.01), tmp_path / "run", leg=1)
+    assert caught.value.exit_code == Exit.USAGE
+
+
+def test_the_model_is_left_without_hooks(tmp_path: Path) -> None:
+    model = straight()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    loop(model, optimizer, tmp_path / "run")
+    assert not model._forward_hooks
+    assert not model._forward_pre_hooks
+    assert not optimizer._optimizer_step_pre_hooks
