@@ -38,7 +38,23 @@ def with_built(change: Callable[[Any], None]) -> Callable[[Patch], None]:
 
 
 def adamw(**switches: bool) -> Callable[[Patch], None]:
-    return with_built(lambda t: [group.update(switches) for group in t.optimizer._adamw.param_groups])
+    """Torch's other ways of the same update, in the place of its fused kernel."""
+
+    def change(t: Any) -> None:
+        inner = t.optimizer._adamw
+
+        def together(names: list[str], rate: float, weight_decay: float) -> None:
+            weights = [inner.named[name] for name in names]
+            moments = [inner.moments[name] for name in names]
+            torch.optim.adamw.adamw(
+                weights, [weight.grad for weight in weights], [m for m, _ in moments], [v for _, v in moments], [],
+                [inner.steps[name] for name in names], **switches, amsgrad=False, beta1=inner.betas[0],
+                beta2=inner.betas[1], lr=rate, weight_decay=weight_decay, eps=inner.epsilon, maximize=False,
+            )  # fmt: skip
+
+        inner._step_together = together
+
+    return with_built(change)
 
 
 def replaced(owner: Any, name: str, by: Callable[..., Any]) -> Callable[[Patch], None]:

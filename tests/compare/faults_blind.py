@@ -43,15 +43,15 @@ def stepped_twice(original: Any, self: Any, rate: float) -> None:
 
 def moments_reset_at_four(original: Any, self: Any, rate: float) -> None:
     if self.steps_taken == 4:
-        for state in self._adamw.state.values():
-            state["exp_avg"].zero_()
-            state["exp_avg_sq"].zero_()
+        for first, second in self._adamw.moments.values():
+            first.zero_()
+            second.zero_()
     original(self, rate)
 
 
 def second_moment_of_one(original: Any, self: Any, rate: float) -> None:
     original(self, rate)
-    self._adamw.state[self.named["model.norm.weight"]]["exp_avg_sq"].mul_(1.01)
+    self._adamw.moments["model.norm.weight"][1].mul_(1.01)
 
 
 def wrong_way(original: Any, self: Any, rate: float) -> None:

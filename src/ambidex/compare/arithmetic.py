@@ -61,7 +61,9 @@ class Noisy(TorchDispatchMode):  # type: ignore[no-untyped-call]
         wide = value.float()
         noise = torch.rand(value.shape, generator=generator, device=value.device).mul_(2).sub_(1)
         shaken = torch.addcmul(wide, wide, noise, value=RELATIVE[value.dtype])
-        return torch.where(wide.isfinite(), shaken, wide).to(value.dtype)  # the minus infinity of a mask stays one
+        return torch.where(wide.isfinite(), shaken, wide).to(
+            value.dtype
+        )  # the minus infinity of a mask stays one
 
 
 @torch.no_grad()

@@ -11,7 +11,8 @@ from ambidex.errors import Problem
 # how the work is cut up, which is just what a comparison is to judge.
 FREE = frozenset(
     {"preset", "time", "out", "resume", "dry_run", "data", "field", "evaluate_every", "evaluation_tokens",
-     "sample_every", "sample_tokens", "prompt", "save_every", "keep", "device", "threads", "trace", "trace_states",
+     "sample_every", "sample_tokens", "prompt", "save_every", "keep", "device", "threads", "tensorboard", "trace",
+     "trace_states",
      "from_trace", "compile", "micro_batch_size", "precision"}
 )  # fmt: skip
 
