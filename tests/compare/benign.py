@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.optim.adamw import adamw as adamw_of_torch
 
 from ambidex import derivatives, launch, model, optim, trainer
 
@@ -46,7 +47,7 @@ def adamw(**switches: bool) -> Callable[[Patch], None]:
         def together(names: list[str], rate: float, weight_decay: float) -> None:
             weights = [inner.named[name] for name in names]
             moments = [inner.moments[name] for name in names]
-            torch.optim.adamw.adamw(
+            adamw_of_torch(
                 weights, [weight.grad for weight in weights], [m for m, _ in moments], [v for _, v in moments], [],
                 [inner.steps[name] for name in names], **switches, amsgrad=False, beta1=inner.betas[0],
                 beta2=inner.betas[1], lr=rate, weight_decay=weight_decay, eps=inner.epsilon, maximize=False,
