@@ -111,6 +111,14 @@ def test_torch_that_is_there_is_left_alone_and_packages_without_it_are_installed
     assert pip.calls == [("torch>=2.5", "numpy"), ("ruff",)]
 
 
+def test_a_cuda_build_from_the_default_index_bears_no_tag_and_brings_its_libraries(installer, monkeypatch):
+    monkeypatch.setenv("AMBIDEX_VARIANT", "cu124")
+    monkeypatch.setenv("AMBIDEX_TORCH_INDEX", "")
+    monkeypatch.setattr(installer, "pip", pip := Pip(fails=1))
+    assert installer.main(["torch>=2.5"]) == 0
+    assert pip.calls[1] == ("torch==2.6.0",)
+
+
 def test_none_leaves_torch_out_and_an_unknown_variant_is_an_error(installer, monkeypatch, capsys):
     monkeypatch.setattr(installer, "pip", pip := Pip())
     monkeypatch.setenv("AMBIDEX_VARIANT", "none")

@@ -44,14 +44,18 @@ def install_torch(variant: str) -> int:
     pinned = row.get("torch")
     tag = "" if sys.platform == "darwin" else f"+{row['local']}"  # macOS has one build, without a tag
     wanted = f"torch=={pinned}{tag}" if pinned else "torch"
-    if pinned and installed() == pinned + tag:
+    if pinned and installed() in (pinned + tag, pinned):
         return 0
     pre = ["--pre"] if row["channel"] == "nightly" else []
     if pinned and pip("--no-deps", "--no-index", "--quiet", wanted, quiet=True) == 0:
         return 0
     index = os.environ.get("AMBIDEX_TORCH_INDEX", "" if sys.platform == "darwin" else row["index"])
     from_index = ["--index-url", index] if index else []
-    code = pip("--no-deps", *pre, *from_index, wanted)
+    # On the default index a CUDA build bears no tag, and brings its CUDA libraries as packages of their own. The CPU
+    # build keeps its tag there, so that it can only be found or missed, never swapped for gigabytes of CUDA.
+    cuda_by_default = not index and row["local"] != "cpu"
+    wanted = f"torch=={pinned}" if cuda_by_default and pinned else wanted
+    code = pip(*([] if cuda_by_default else ["--no-deps"]), *pre, *from_index, wanted)
     if code:
         place = index or "pip's default index"
         print(
