@@ -44,7 +44,8 @@ def install_torch(variant: str) -> int:
     pinned = row.get("torch")
     tag = "" if sys.platform == "darwin" else f"+{row['local']}"  # macOS has one build, without a tag
     wanted = f"torch=={pinned}{tag}" if pinned else "torch"
-    if pinned and installed() in (pinned + tag, pinned):
+    untagged_too = [pinned] if row["local"] != "cpu" else []  # the default index's own builds are CUDA's
+    if pinned and installed() in [pinned + tag, *untagged_too]:
         return 0
     pre = ["--pre"] if row["channel"] == "nightly" else []
     if pinned and pip("--no-deps", "--no-index", "--quiet", wanted, quiet=True) == 0:

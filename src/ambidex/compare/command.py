@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -14,17 +15,50 @@ from ambidex.errors import Problem, Problems
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("reference", metavar="REFERENCE", help="the run folder that is taken as right")
+    parser.add_argument(
+        "reference",
+        metavar="REFERENCE",
+        help="the run folder that is taken as right; of a folder of runs, the newest in it",
+    )
     parser.add_argument(
         "runs", metavar="RUN", nargs="+", help="run folders; each is compared with the one before it"
+    )
+    parser.add_argument(
+        "--skip-missing",
+        action="store_true",
+        help="leave out, and name, what holds no run (a leg not trained here)",
     )
     parser.add_argument("--json", action="store_true", help="the verdict for tools, schema 1")
 
 
 def run(options: argparse.Namespace) -> int:
-    verdicts = compare([Path(options.reference), *map(Path, options.runs)])
+    paths = [newest(path) for path in (Path(options.reference), *map(Path, options.runs))]
+    if options.skip_missing:
+        missing = [path for path in paths if not folder.holds_run(path)]
+        for path in missing:
+            print(f"left out: {report.plain(str(path))} holds no run", file=sys.stderr)
+        paths = [path for path in paths if path not in missing]
+        if len(paths) < 2:
+            raise Problems(
+                Problem("Two runs are needed to compare.", found=f"{len(paths)} of {len(paths) + len(missing)}",
+                        wanted="at least two folders that hold a run", fix="ambidex train --trace --out FOLDER")
+            )  # fmt: skip
+    verdicts = compare(paths)
     print(report.as_json(verdicts) if options.json else report.text(verdicts))
     return report.exit_code(verdicts)
+
+
+def newest(path: Path) -> Path:
+    """The run itself, or the newest run in a folder of runs, such as the one that AMBIDEX_RUNS names."""
+    if folder.holds_run(path) or not path.is_dir():
+        return path
+    try:
+        runs = [
+            inner for inner in path.iterdir() if not inner.name.startswith(".") and folder.holds_run(inner)
+        ]
+        return max(runs, key=lambda run: ((run / folder.CARD).stat().st_mtime, run.name), default=path)
+    except OSError:
+        return path  # reading it will say what is wrong
 
 
 def compare(paths: Sequence[Path]) -> list[Verdict]:

@@ -13,6 +13,7 @@ from ambidex.compare import tracefile
 from ambidex.compare.tracefile import Trace
 from ambidex.errors import Exit, Problem, Problems
 
+CARD = "card.json"
 LARGEST_CARD = 1 << 22  # bytes
 
 
@@ -40,6 +41,10 @@ class Folder:
         return self.path.name or str(self.path)
 
 
+def holds_run(path: Path) -> bool:
+    return (path / CARD).is_file()
+
+
 def read(path: Path) -> Folder:
     """Raises Problems (exit 3) where there is no run, or where its card or trace cannot be understood."""
     card = read_card(path)
@@ -52,7 +57,7 @@ def read(path: Path) -> Folder:
 def read_card(path: Path) -> dict[str, Any]:
     wanted = "a folder that ambidex train or ambidex.trace wrote"
     try:
-        text = (path / "card.json").read_bytes()
+        text = (path / CARD).read_bytes()
         if len(text) > LARGEST_CARD:
             raise ValueError(f"larger than {LARGEST_CARD >> 20} MB")
         card = json.loads(text)
@@ -63,7 +68,7 @@ def read_card(path: Path) -> dict[str, Any]:
             Problem("There is no run here.", found=f"{path}: no card.json", wanted=wanted), Exit.DATA
         ) from None
     except (OSError, ValueError, RecursionError) as error:
-        found = f"{path / 'card.json'}: {str(error).splitlines()[0]}"
+        found = f"{path / CARD}: {str(error).splitlines()[0]}"
         raise Problems(
             Problem("The run's card cannot be read.", found=found, wanted=wanted), Exit.DATA
         ) from None
