@@ -20,6 +20,25 @@ differ in one are not the same run, and a run is only continued with the same on
 This page is written by `tox run -e reference`; a test holds it to the program.
 """
 
+EXIT_CODES = """## Exit codes
+
+| code | means |
+|---|---|
+| 0 | done |
+| 1 | `compare`: the runs differ |
+| 2 | usage or configuration; runs that cannot be compared |
+| 3 | input data or checkpoint unusable |
+| 4 | cannot write: disk full, permission |
+| 5 | loss or gradient not finite |
+| 6 | out of memory |
+| 7 | the run is in use by another process |
+| 130, 143 | stopped by Ctrl-C or SIGTERM, after a checkpoint |
+
+`ambidex doctor` has codes of its own (`docs/doctor.md`); `train --device cuda` that cannot have its GPU ends in the
+doctor's. Two places are set by variables alone: `AMBIDEX_RUNS`, where runs without `--out` go (`runs`), and
+`AMBIDEX_CACHE`, where prepared tokens lie (the user's cache folder).
+"""
+
 
 def page() -> str:
     groups: dict[str, list[str]] = {}
@@ -36,6 +55,7 @@ def page() -> str:
     lines += ["## Presets", ""]
     for name in config.preset_names():
         lines += [f"`{name}`", "", "```toml", config.preset_text(name).rstrip(), "```", ""]
+    lines += [EXIT_CODES]
     return "\n".join(lines)
 
 
