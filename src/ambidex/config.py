@@ -1,4 +1,4 @@
-"""One typed model of every setting: a field is at once a flag, a TOML key, an environment variable and a docs row.
+"""Every source of settings merged into one checked model: preset, TOML file, environment, flags.
 
 A later source wins: preset, TOML file, environment, flags. pydantic does the types and the bounds; what is here is the
 merging, because we want three things that ready-made command-line layers (pydantic-settings, tyro, jsonargparse) do
@@ -8,226 +8,32 @@ not give together: all errors of all sources at once, each value's origin, and p
 from __future__ import annotations
 
 import os
-import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from pydantic.fields import FieldInfo
+from pydantic import ValidationError
 
+from ambidex.combinations import impossible
 from ambidex.errors import Exit, Problem, Problems, did_you_mean
+from ambidex.settings import Settings, fields, flag, group, is_numeric, variable
 
-PREFIX = "AMBIDEX_"
+__all__ = [
+    "Resolved",
+    "Settings",
+    "fields",
+    "flag",
+    "group",
+    "is_numeric",
+    "preset_names",
+    "preset_text",
+    "resolve",
+    "variable",
+]
+
 PRESETS = Path(__file__).parent / "presets"
-LARGEST = 1_000_000_000  # of any count: far beyond a run, and within every integer type on the way
-WIDEST = 1_048_576  # of any length of a tensor
-NOT_SETTINGS = ("AMBIDEX_RUNS", "AMBIDEX_CACHE")  # where things lie, not what a run is
-DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
-DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?")
-
-
-def _seconds(value: object) -> object:
-    """``"1h30m"``, ``"90s"`` or ``90`` to seconds."""
-    if not isinstance(value, str):
-        return value
-    found = DURATION.fullmatch(value.strip().lower())
-    if not found or not value.strip():
-        raise ValueError("wanted a duration such as 90s, 5m or 1h30m")
-    hours, minutes, seconds = (float(part or 0) for part in found.groups())
-    return hours * 3600 + minutes * 60 + seconds
-
-
-def _device(value: object) -> object:
-    if not isinstance(value, str) or not DEVICE.fullmatch(value):
-        raise ValueError("wanted auto, cpu, cuda, cuda:N or mps")
-    return value
-
-
-def _sources(value: object) -> object:
-    """One path, or a list of them; an environment variable separates several as PATH does."""
-    return value.split(os.pathsep) if isinstance(value, str) else value
-
-
-def setting(default: Any, help: str, *, numeric: bool, group: str, **bounds: Any) -> Any:  # noqa: A002
-    """A field. ``numeric`` says that it can change a run's numbers: two runs that differ in one are not the same run."""
-    return Field(default, description=help, json_schema_extra={"numeric": numeric, "group": group}, **bounds)
-
-
-Seconds = Annotated[float, BeforeValidator(_seconds)]
-DeviceName = Annotated[str, BeforeValidator(_device)]
-Sources = Annotated[tuple[str, ...], BeforeValidator(_sources)]
-
-
-class Settings(BaseModel):
-    """Every setting of a training run. 0 stands for "choose for me" where the help says so."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    preset: str = setting(
-        "nano", "The preset that the other settings start from.", numeric=False, group="run"
-    )
-    steps: int = setting(
-        300, "Optimizer updates in the whole run.", numeric=True, group="run", ge=1, le=LARGEST
-    )
-    time: Seconds = setting(
-        0.0, "Train for about this long (90s, 5m, 1h30m); becomes a number of steps. 0: --steps counts.",
-        numeric=False, group="run", ge=0, allow_inf_nan=False,
-    )  # fmt: skip
-    seed: int = setting(
-        0, "Decides the first weights and the order of the data.", numeric=True, group="run", ge=0, le=2**53
-    )
-    out: str = setting("", "The run folder. Left out: runs/PRESET-NNN.", numeric=False, group="run")
-    resume: bool = setting(
-        False, "Continue the run in --out, or the newest unfinished one like this; else start one.",
-        numeric=False, group="run",
-    )  # fmt: skip
-    dry_run: bool = setting(False, "Print the plan and stop.", numeric=False, group="run")
-
-    data: Sources = setting(
-        ("builtin",),
-        "Files, folders, - for standard input, hf:NAME, or builtin.",
-        numeric=False,
-        group="text",
-    )
-    field: str = setting("text", "The field of a JSON line, or the column of a table, that holds the text.",
-                         numeric=False, group="text", min_length=1)  # fmt: skip
-    tokenizer: Literal["byte", "char", "bpe"] = setting(
-        "byte", "What a token is: a byte, a character, or a learnt piece.", numeric=True, group="text"
-    )
-    vocabulary_size: int = setting(
-        256, "Tokens that a learnt (bpe) vocabulary has; byte and char decide it themselves.",
-        numeric=True, group="text", ge=1, le=1_000_000,
-    )  # fmt: skip
-    validation_fraction: float = setting(
-        0.05, "Part of the text held out to measure on.", numeric=True, group="text", gt=0, lt=1
-    )
-
-    layers: int = setting(4, "Transformer blocks.", numeric=True, group="model", ge=1, le=1024)
-    width: int = setting(
-        192, "Numbers that stand for a token between blocks.", numeric=True, group="model", ge=2, le=WIDEST
-    )
-    heads: int = setting(3, "Query heads.", numeric=True, group="model", ge=1, le=WIDEST)
-    kv_heads: int = setting(
-        3, "Key/value heads; fewer than heads shares them.", numeric=True, group="model", ge=1, le=WIDEST
-    )
-    feed_forward: int = setting(
-        512, "Width inside a feed-forward layer.", numeric=True, group="model", ge=1, le=WIDEST
-    )
-    context: int = setting(128, "Tokens of a sequence.", numeric=True, group="model", ge=1, le=WIDEST)
-    tied: bool = setting(True, "One matrix for embedding and output.", numeric=True, group="model")
-    rope_base: float = setting(10_000.0, "Base of the rotary angles.", numeric=True, group="model", gt=1,
-                               allow_inf_nan=False)  # fmt: skip
-    norm_epsilon: float = setting(
-        1e-6, "Added under every norm's root.", numeric=True, group="model", gt=0, lt=1
-    )
-
-    batch_size: int = setting(
-        16, "Sequences per step, over all processes.", numeric=True, group="batch", ge=1, le=WIDEST
-    )
-    micro_batch_size: int = setting(
-        0, "Sequences per forward pass; must divide the batch size. 0: all at once.",
-        numeric=True, group="batch", ge=0, le=WIDEST,
-    )  # fmt: skip
-
-    optimizer: Literal["adamw", "muon"] = setting(
-        "adamw", "adamw, or muon for the matrices of the blocks and adamw for the rest.",
-        numeric=True, group="optimizer",
-    )  # fmt: skip
-    learning_rate: float = setting(3e-3, "Peak learning rate.", numeric=True, group="optimizer", gt=0, le=10)
-    schedule: Literal["cosine", "wsd"] = setting(
-        "cosine", "cosine, or wsd: warm-up, stable, decay.", numeric=True, group="optimizer"
-    )
-    warmup_fraction: float = setting(
-        0.05, "Part of the steps in which the rate rises.", numeric=True, group="optimizer", ge=0, le=1
-    )
-    decay_fraction: float = setting(
-        0.3, "Part of the steps in which wsd's rate falls.", numeric=True, group="optimizer", ge=0, le=1
-    )
-    final_rate: float = setting(
-        0.1, "Last learning rate as a fraction of the peak.", numeric=True, group="optimizer", ge=0, le=1
-    )
-    beta1: float = setting(0.9, "Decay of AdamW's first moment.", numeric=True, group="optimizer", ge=0, lt=1)
-    beta2: float = setting(
-        0.95, "Decay of AdamW's second moment.", numeric=True, group="optimizer", ge=0, lt=1
-    )
-    epsilon: float = setting(1e-8, "AdamW's epsilon.", numeric=True, group="optimizer", gt=0, lt=1)
-    momentum: float = setting(0.95, "Muon's momentum.", numeric=True, group="optimizer", ge=0, lt=1)
-    weight_decay: float = setting(0.1, "Decay of the matrices.", numeric=True, group="optimizer", ge=0, le=10)
-    clip: float = setting(1.0, "Largest gradient norm. 0: no clipping.", numeric=True, group="optimizer", ge=0,
-                          allow_inf_nan=False)  # fmt: skip
-
-    evaluate_every: int = setting(0, "Steps between evaluations. 0: a tenth of the run.", numeric=False,
-                                  group="watching", ge=0, le=LARGEST)  # fmt: skip
-    evaluation_tokens: int = setting(
-        131_072, "Held-out tokens that an evaluation on the way reads. 0: all of them. The last one reads all.",
-        numeric=False, group="watching", ge=0, le=LARGEST,
-    )  # fmt: skip
-    sample_every: int = setting(0, "Steps between samples. 0: with every evaluation.", numeric=False,
-                                group="watching", ge=0, le=LARGEST)  # fmt: skip
-    sample_tokens: int = setting(200, "Tokens of a sample on the way. 0: no samples.", numeric=False,
-                                 group="watching", ge=0, le=LARGEST)  # fmt: skip
-    prompt: str = setting("def ", "What a sample on the way begins with.", numeric=False, group="watching")
-    save_every: int = setting(0, "Steps between checkpoints. 0: with every evaluation.", numeric=False,
-                              group="watching", ge=0, le=LARGEST)  # fmt: skip
-    tensorboard: bool = setting(
-        False, "Write event files for TensorBoard too, into RUN/tensorboard.", numeric=False, group="watching"
-    )
-    keep: int = setting(
-        2, "Newest checkpoints to keep, besides the best.", numeric=False, group="watching", ge=1, le=LARGEST
-    )
-
-    trace: bool = setting(
-        False, "Write fingerprints of the probe steps and their rounding floor, for ambidex compare.",
-        numeric=False, group="comparing",
-    )  # fmt: skip
-    trace_states: bool = setting(
-        False, "With --trace: keep the states at two probe steps, which --from-trace reads. Large.",
-        numeric=False, group="comparing",
-    )  # fmt: skip
-    from_trace: str = setting(
-        "", "With --trace: also take steps from the states of this run, which had --trace-states.",
-        numeric=False, group="comparing",
-    )  # fmt: skip
-
-    device: DeviceName = setting("auto", "auto, cpu, cuda, cuda:N or mps.", numeric=False, group="machine")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
-        "auto", "auto: bf16 where the chip has it, else fp32.", numeric=True, group="machine"
-    )
-    compile: bool = setting(False, "Compile the model with torch.compile.", numeric=True, group="machine")
-    threads: int = setting(0, "CPU threads. 0: the cores that this process may use.", numeric=False,
-                           group="machine", ge=0, le=4096)  # fmt: skip
-
-    def numeric(self) -> dict[str, Any]:
-        """The settings that decide a run's numbers: what "the same configuration" compares."""
-        return {name: getattr(self, name) for name, info in fields().items() if is_numeric(info)}
-
-
-def fields() -> dict[str, FieldInfo]:
-    return Settings.model_fields
-
-
-def is_numeric(info: FieldInfo) -> bool:
-    return bool(_extra(info)["numeric"])
-
-
-def group(info: FieldInfo) -> str:
-    return str(_extra(info)["group"])
-
-
-def _extra(info: FieldInfo) -> dict[str, Any]:
-    assert isinstance(info.json_schema_extra, dict)
-    return info.json_schema_extra
-
-
-def flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def variable(name: str) -> str:
-    return PREFIX + name.upper()
 
 
 @dataclass(frozen=True)
@@ -401,93 +207,6 @@ def _wanted(detail: Mapping[str, Any]) -> str:
     kind = _KINDS_OF_VALUE.get(str(detail["type"]).split("_", maxsplit=1)[0])
     words = str(detail["msg"]).removeprefix("Value error, ").removeprefix("wanted ")
     return bounds[0] if bounds else kind or words.removeprefix("Input should be ")
-
-
-def impossible(settings: Settings) -> list[tuple[tuple[str, ...], Problem]]:
-    """What is right by itself and wrong together: the names involved, and the problem."""
-    s = settings
-    found: list[tuple[tuple[str, ...], Problem]] = []
-    if s.width % s.heads:
-        found.append(
-            (
-                ("width", "heads"),
-                Problem(
-                    "The width must divide into heads.",
-                    found=f"--width {s.width} --heads {s.heads}",
-                    wanted="a width that is a multiple of the heads",
-                    fix=f"--width {_nearest_multiple(s.width, s.heads)}, or --heads {_nearest_divisor(s.width, s.heads)}",
-                ),
-            )
-        )
-    elif (s.width // s.heads) % 2:
-        found.append(
-            (
-                ("width", "heads"),
-                Problem(
-                    "A head must have an even width, since rotary positions turn pairs.",
-                    found=f"{s.width} / {s.heads} = {s.width // s.heads}",
-                    wanted="an even number",
-                    fix=f"--width {_nearest_multiple(s.width, 2 * s.heads)}",
-                ),
-            )
-        )
-    if s.heads % s.kv_heads:
-        found.append(
-            (
-                ("heads", "kv_heads"),
-                Problem(
-                    "The query heads must divide into groups that share a key/value head.",
-                    found=f"--heads {s.heads} --kv-heads {s.kv_heads}",
-                    wanted="kv-heads that divide the heads",
-                    fix=f"--kv-heads {_nearest_divisor(s.heads, s.kv_heads)}",
-                ),
-            )
-        )
-    if s.micro_batch_size and s.batch_size % s.micro_batch_size:
-        found.append(
-            (
-                ("batch_size", "micro_batch_size"),
-                Problem(
-                    "The batch must divide into micro-batches.",
-                    found=f"--batch-size {s.batch_size} --micro-batch-size {s.micro_batch_size}",
-                    wanted="a micro-batch size that divides the batch size",
-                    fix=f"--micro-batch-size {_nearest_divisor(s.batch_size, s.micro_batch_size)}",
-                ),
-            )
-        )
-    if s.tokenizer == "bpe" and s.vocabulary_size < 257:
-        found.append(
-            (
-                ("tokenizer", "vocabulary_size"),
-                Problem(
-                    "A learnt vocabulary needs more tokens than there are bytes.",
-                    found=f"--vocabulary-size {s.vocabulary_size}",
-                    wanted="257 or more",
-                    fix="--vocabulary-size 4096",
-                ),
-            )
-        )
-    if s.precision == "fp16" and s.device in ("cpu", "mps"):
-        found.append(
-            (
-                ("precision", "device"),
-                Problem(
-                    "fp16 training needs a CUDA GPU.",
-                    found=f"--precision fp16 --device {s.device}",
-                    wanted="fp32 or bf16 here",
-                    fix="--precision auto",
-                ),
-            )
-        )
-    return found  # fmt: skip
-
-
-def _nearest_divisor(number: int, near: int) -> int:
-    return min((d for d in range(1, number + 1) if number % d == 0), key=lambda d: (abs(d - near), d))
-
-
-def _nearest_multiple(number: int, of: int) -> int:
-    return max(1, round(number / of)) * of
 
 
 def preset_text(name: str) -> str:
