@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ambidex import runs
+from ambidex.cardfile import CARD
 from ambidex.errors import Problems
 from ambidex.runs import Row, Run
 
@@ -98,14 +99,14 @@ def test_a_run_is_held_by_one_at_a_time_and_given_back(tmp_path):
 )
 def test_a_card_that_is_none_ends_in_a_sentence_and_exit_code_3(tmp_path_factory, content):
     path = tmp_path_factory.mktemp("run")
-    (path / runs.CARD).write_bytes(content)
+    (path / CARD).write_bytes(content)
     with pytest.raises(Problems) as caught:
         _ = Run(path).card
     assert caught.value.exit_code == 3
 
 
 def test_a_card_nested_beyond_reason_ends_in_a_sentence(tmp_path):
-    (tmp_path / runs.CARD).write_text('{"a":' * 100_000)
+    (tmp_path / CARD).write_text('{"a":' * 100_000)
     with pytest.raises(Problems) as caught:
         _ = Run(tmp_path).card
     assert caught.value.exit_code == 3

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from ambidex import checkpoint, config, runs
+from ambidex.cardfile import CARD
 from ambidex.checkpoint import Checkpoint
 from ambidex.config import Resolved, Settings
 from ambidex.device.choose import Choice
@@ -40,7 +41,7 @@ def named_run(settings: Settings) -> Run | None:
         and any(not p.name.startswith(".") for p in run.path.iterdir())
     ):
         raise Problems(
-            Problem("--out holds something that is no run.", found=f"{run.path}: no {runs.CARD}",
+            Problem("--out holds something that is no run.", found=f"{run.path}: no {CARD}",
                     wanted="a new or an empty folder, or a run to --resume")
         )  # fmt: skip
     return run
@@ -80,7 +81,7 @@ def with_card(resolved: Resolved, card: Mapping[str, Any]) -> Resolved:
     problems = [
         Problem("The run that is to be continued has another configuration.",
                 found=f"{config.flag(name)} {value} ({resolved.origins[name]})",
-                wanted=f"{config.flag(name)} {getattr(before, name)}, as in its {runs.CARD}",
+                wanted=f"{config.flag(name)} {getattr(before, name)}, as in its {CARD}",
                 fix="leave it out, or start another run with another --out")
         for name, value in given.items() if name in decisive and value != getattr(before, name)
     ]  # fmt: skip
@@ -89,7 +90,7 @@ def with_card(resolved: Resolved, card: Mapping[str, Any]) -> Resolved:
     free = {name: value for name, value in given.items() if name not in decisive}
     kept = {"resume": True, "out": resolved.settings.out, "dry_run": resolved.settings.dry_run}
     settings = before.model_copy(update={**free, **kept})
-    origins = {name: resolved.origins[name] if name in free else runs.CARD for name in resolved.origins}
+    origins = {name: resolved.origins[name] if name in free else CARD for name in resolved.origins}
     return Resolved(settings, origins, resolved.asked_devices)
 
 
@@ -134,7 +135,7 @@ def check_same_text(card: Mapping[str, Any], tokens: Tokens) -> None:
     if before != tokens.data_hash:
         raise Problems(
             Problem("The text is not the one that the run was started with.",
-                    found=f"data hash {tokens.data_hash[:16]}", wanted=f"data hash {before[:16]}, as in its {runs.CARD}",
+                    found=f"data hash {tokens.data_hash[:16]}", wanted=f"data hash {before[:16]}, as in its {CARD}",
                     fix="give the same text with --data, or start another run with another --out")
         )  # fmt: skip
 

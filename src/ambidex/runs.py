@@ -15,11 +15,12 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ambidex import checkpoint
+from ambidex.cardfile import CARD, read_card
 from ambidex.device import image
 from ambidex.errors import Exit, Problem, Problems
 
 COLUMNS = ("step", "tokens", "loss", "val_loss", "lr", "grad_norm", "seconds", "tokens_per_second")
-CARD, METRICS, PLOT, SAMPLES, SUMMARY = "card.json", "metrics.csv", "loss.png", "samples.md", "summary.md"
+METRICS, PLOT, SAMPLES, SUMMARY = "metrics.csv", "loss.png", "samples.md", "summary.md"
 TOKENIZER = "tokenizer.json"
 CARD_FORMAT = 1
 
@@ -192,27 +193,6 @@ class Run:
         """Whether a checkpoint of the last step is there. Looks at names only."""
         steps = checkpoint.steps_in(self.checkpoints)
         return bool(steps) and steps[-1] >= int(self.card["config"]["steps"])
-
-
-def read_card(path: Path) -> dict[str, Any]:
-    wanted = "a folder that ambidex train wrote"
-    try:
-        text = (path / CARD).read_bytes()
-        if len(text) > 1 << 22:
-            raise ValueError("larger than 4 MB")
-        card = json.loads(text)
-        if not isinstance(card, dict) or not isinstance(card.get("config"), dict):
-            raise ValueError("no card of a run")
-    except FileNotFoundError:
-        raise Problems(
-            Problem("There is no run here.", found=f"{path}: no {CARD}", wanted=wanted), Exit.DATA
-        ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        found = f"{path / CARD}: {error}"
-        raise Problems(
-            Problem("The run's card cannot be read.", found=found, wanted=wanted), Exit.DATA
-        ) from None
-    return card
 
 
 def read_metrics(path: Path) -> list[Row]:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 import ambidex
 from ambidex import checkpoint, runs
+from ambidex.cardfile import CARD
 from ambidex.compare import tracefile
 from ambidex.compare.arithmetic import nudge
 from ambidex.compare.recorder import Recorder, array
@@ -74,7 +75,7 @@ def trace(
     _refuse_other(folder)
     _write(folder, found)
     card = _card(model, weights, precision, dict(config or {}))
-    checkpoint.replace_synced(folder / runs.CARD, (json.dumps(card, indent=2) + "\n").encode())
+    checkpoint.replace_synced(folder / CARD, (json.dumps(card, indent=2) + "\n").encode())
 
 
 class _Loop:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
+from ambidex.cardfile import CARD
 from ambidex.compare import folder, report
 from ambidex.compare.folder import Folder
 from ambidex.compare.judge import Verdict, judge
@@ -56,7 +57,7 @@ def newest(path: Path) -> Path:
         runs = [
             inner for inner in path.iterdir() if not inner.name.startswith(".") and folder.holds_run(inner)
         ]
-        return max(runs, key=lambda run: ((run / folder.CARD).stat().st_mtime, run.name), default=path)
+        return max(runs, key=lambda run: ((run / CARD).stat().st_mtime, run.name), default=path)
     except OSError:
         return path  # reading it will say what is wrong
 

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ambidex.cardfile import CARD, read_card
 from ambidex.compare import tracefile
 from ambidex.compare.tracefile import Trace
-from ambidex.errors import Exit, Problem, Problems
-
-CARD = "card.json"
-LARGEST_CARD = 1 << 22  # bytes
 
 
 @dataclass(frozen=True)
@@ -52,27 +48,6 @@ def read(path: Path) -> Folder:
     return Folder(
         path, card, read_metrics(path / "metrics.csv"), tracefile.read(file) if file.exists() else None
     )
-
-
-def read_card(path: Path) -> dict[str, Any]:
-    wanted = "a folder that ambidex train or ambidex.trace wrote"
-    try:
-        text = (path / CARD).read_bytes()
-        if len(text) > LARGEST_CARD:
-            raise ValueError(f"larger than {LARGEST_CARD >> 20} MB")
-        card = json.loads(text)
-        if not isinstance(card, dict) or not isinstance(card.get("config"), dict):
-            raise ValueError("no card of a run")
-    except FileNotFoundError:
-        raise Problems(
-            Problem("There is no run here.", found=f"{path}: no card.json", wanted=wanted), Exit.DATA
-        ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        found = f"{path / CARD}: {str(error).splitlines()[0]}"
-        raise Problems(
-            Problem("The run's card cannot be read.", found=found, wanted=wanted), Exit.DATA
-        ) from None
-    return card
 
 
 def read_metrics(path: Path) -> list[Row]:

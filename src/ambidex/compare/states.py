@@ -16,8 +16,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ambidex import checkpoint
+from ambidex.cardfile import read_card
 from ambidex.checkpoint import Checkpoint
-from ambidex.compare.folder import read_card
 from ambidex.errors import Exit, Problem, Problems
 
 PROBES = "probes"
