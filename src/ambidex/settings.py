@@ -159,7 +159,12 @@ class Settings(BaseModel):
                                 group="watching", ge=0, le=LARGEST)  # fmt: skip
     sample_tokens: int = setting(200, "Tokens of a sample on the way. 0: no samples.", numeric=False,
                                  group="watching", ge=0, le=LARGEST)  # fmt: skip
-    prompt: str = setting("def ", "What a sample on the way begins with.", numeric=False, group="watching")
+    prompt: str = setting(
+        "",
+        "What a sample on the way begins with. Left out: the start of the held-out text.",
+        numeric=False,
+        group="watching",
+    )
     save_every: int = setting(0, "Steps between checkpoints. 0: with every evaluation.", numeric=False,
                               group="watching", ge=0, le=LARGEST)  # fmt: skip
     tensorboard: bool = setting(
