@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import bad_inputs
 from ambidex import cli, config
+from ambidex.device.diagnosis import DoctorExit
 from bad_inputs import ALL, SMALL, TEXT, Bad
 
 PAGE = Path(__file__).parents[1] / "docs" / "bad-input.md"

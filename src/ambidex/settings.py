@@ -152,7 +152,7 @@ class Settings(BaseModel):
     evaluate_every: int = setting(0, "Steps between evaluations. 0: a tenth of the run.", numeric=False,
                                   group="watching", ge=0, le=LARGEST)  # fmt: skip
     evaluation_tokens: int = setting(
-        131_072, "Held-out tokens that an evaluation on the way reads. 0: all of them. The last one reads all.",
+        32_768, "Held-out tokens that an evaluation on the way reads. 0: all of them. The last one reads all.",
         numeric=False, group="watching", ge=0, le=LARGEST,
     )  # fmt: skip
     sample_every: int = setting(0, "Steps between samples. 0: with every evaluation.", numeric=False,
