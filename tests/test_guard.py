@@ -185,3 +185,19 @@ def test_a_training_that_asks_for_nothing_is_left_alone(text: str, tmp_path: Pat
     run = ambidex.train(data=[text], device="cpu", out=str(tmp_path / "run"), **TINY)
     assert run.card["device"]["forced_by"] == ['the argument device="cpu"']
     assert run.finished()
+
+
+def test_a_checkpoint_saved_from_cuda_is_refused_in_words_and_loads_where_it_is_mapped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A stand-in: no GPU wrote it, but its storage says that it lay on one, as a file saved there does.
+    path = tmp_path / "from-cuda.pt"
+    monkeypatch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+    torch.save({"w": torch.arange(3.0)}, path)
+    monkeypatch.undo()
+    with cpu_guard(["--device cpu"]):
+        with pytest.raises((RuntimeError, Problems)) as refused:
+            torch.load(path, weights_only=True)
+        assert "map_location" in str(refused.value) or "forced by --device cpu" in str(refused.value)
+        loaded = torch.load(path, weights_only=True, map_location="cpu")
+    assert torch.equal(loaded["w"], torch.arange(3.0))
