@@ -13,11 +13,13 @@ from typing import Any, NoReturn
 
 from ambidex.device.cpu import spin_briefly
 from ambidex.errors import Exit, Problem, Problems, did_you_mean
+from ambidex.stops import obey_as_first_process
 
 COMMANDS = {
     "doctor": "will this build run on this machine, why, and what to type",
     "train": "train a model, on the device that works",
     "sample": "write text with a trained model",
+    "checkpoints": "list a run's checkpoints, and verify every byte of them",
     "bench": "this machine's peak, and how near training comes to it",
     "compare": "are these runs the same, and where do they part",
     "presets": "list the presets, or print one to copy and change",
@@ -83,6 +85,7 @@ def run(arguments: list[str]) -> int:
 
         print(f"ambidex {ambidex.__version__}")
         return Exit.DONE
+    obey_as_first_process()
     spin_briefly(os.environ)
     command, rest = arguments[0], arguments[1:]
     if command not in COMMANDS:
@@ -93,6 +96,7 @@ def run(arguments: list[str]) -> int:
             "doctor": doctor,
             "train": train,
             "sample": sample,
+            "checkpoints": checkpoints,
             "bench": bench,
             "compare": compare,
             "presets": presets,
@@ -103,7 +107,7 @@ def run(arguments: list[str]) -> int:
 
 def overview() -> str:
     lines = ["ambidex: one transformer trainer for every PyTorch build", "", "commands:"]
-    lines += [f"  ambidex {name:<10}{words}" for name, words in COMMANDS.items()]
+    lines += [f"  ambidex {name:<13}{words}" for name, words in COMMANDS.items()]
     lines += [
         "",
         "start with:",
@@ -255,3 +259,13 @@ def sample(arguments: list[str]) -> int:
         Path(options.run), options.prompt, options.tokens, temperature=options.temperature, top_k=options.top_k,
         seed=options.seed, device=options.device,
     )  # fmt: skip
+
+
+def checkpoints(arguments: list[str]) -> int:
+    parser = Parser(prog="ambidex checkpoints", description=COMMANDS["checkpoints"], allow_abbrev=False)
+    parser.add_argument("run", metavar="RUN", help="a run folder")
+    parser.add_argument("--json", action="store_true", help="for a program to read")
+    options = parser.parse_args(arguments)
+    from ambidex import listing
+
+    return listing.show(Path(options.run), options.json)

@@ -12,7 +12,7 @@ from ambidex.engine import Device
 from ambidex.errors import Exit, Problem, Problems
 from ambidex.guard import cpu_guard
 from ambidex.model import LanguageModel
-from ambidex.resume import different_shapes, settings_of
+from ambidex.resume import settings_of
 from ambidex.runs import Run
 from ambidex.sampling import generate
 from ambidex.text import StreamDecoder, Tokenizer, load_tokenizer
@@ -53,18 +53,16 @@ def write(
 def load(run: Run) -> tuple[LanguageModel, Tokenizer]:
     """Model and tokenizer of the newest good checkpoint. What is passed over is named on standard error."""
     card = run.card
-    found = checkpoint.newest_good(run.checkpoints)
+    tokenizer = load_tokenizer(run.path / runs.TOKENIZER)
+    settings = settings_of(card)
+    found = checkpoint.newest_good(run.checkpoints, plan.tensors_of(settings, tokenizer.vocabulary_size))
     for words in found.skipped:
         print(words, file=sys.stderr)
     if found.checkpoint is None:
         raise Problems(
             Problem("The run has no good checkpoint.", found="; ".join(found.skipped) or f"{run.checkpoints} holds none",
-                    fix=f"ambidex train --resume --out {run.path}"), Exit.DATA,
+                    fix=run.command_to_resume()), Exit.DATA,
         )  # fmt: skip
-    tokenizer = load_tokenizer(run.path / runs.TOKENIZER)
-    model = LanguageModel(plan.shape_of(settings_of(card), tokenizer.vocabulary_size))
-    wanted = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
-    if wrong := different_shapes(checkpoint.MODEL, found.checkpoint.model, wanted):
-        raise Problems(wrong, Exit.DATA)
+    model = LanguageModel(plan.shape_of(settings, tokenizer.vocabulary_size))
     model.load_state_dict(found.checkpoint.model, strict=False)
     return model, tokenizer

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 import ambidex
-from ambidex import checkpoint, runs
+from ambidex import runs
 from ambidex.cardfile import CARD
 from ambidex.compare import tracefile
 from ambidex.compare.arithmetic import nudge
@@ -30,6 +30,7 @@ from ambidex.compare.tracefile import Leg, Table, Trace, floor_of
 from ambidex.device import cpu as processor
 from ambidex.engine import numerics
 from ambidex.errors import Exit, Problem, Problems
+from ambidex.storage import replace_synced
 
 STEPS = (0, 1, 2, 4, 8)
 
@@ -75,7 +76,7 @@ def trace(
     _refuse_other(folder)
     _write(folder, found)
     card = _card(model, weights, precision, dict(config or {}))
-    checkpoint.replace_synced(folder / CARD, (json.dumps(card, indent=2) + "\n").encode())
+    replace_synced(folder / CARD, (json.dumps(card, indent=2) + "\n").encode())
 
 
 class _Loop:
@@ -165,7 +166,7 @@ def _refuse_other(folder: Path) -> None:
 def _write(folder: Path, found: Trace) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        checkpoint.replace_synced(folder / tracefile.TRACE, tracefile.write(found))
+        replace_synced(folder / tracefile.TRACE, tracefile.write(found))
     except OSError as error:
         raise Problems(
             Problem("The trace cannot be written.", found=f"{folder}: {error.strerror or error}",

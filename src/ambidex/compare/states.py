@@ -7,6 +7,7 @@ the parameters before clipping. Large and local: 45 M parameters take about a gi
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,11 @@ import safetensors.torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ambidex import checkpoint
+from ambidex import checkpoint, tensorfile
 from ambidex.cardfile import read_card
 from ambidex.checkpoint import Checkpoint
 from ambidex.errors import Exit, Problem, Problems
+from ambidex.storage import open_plain, replace_synced
 
 PROBES = "probes"
 
@@ -41,8 +43,9 @@ class Reference:
     def feed(self, step: int) -> dict[str, Tensor]:
         path = feed_file(self.path, step)
         try:
-            return safetensors.torch.load(path.read_bytes())
-        except (OSError, SafetensorError, ValueError) as error:
+            with open_plain(path) as file:
+                return tensorfile.read(file, hashlib.sha256(), None)
+        except (OSError, ValueError) as error:
             raise _unusable(path, str(error).splitlines()[0]) from None
 
 
@@ -84,7 +87,7 @@ def save_feed(run: Path, step: int, tensors: dict[str, Tensor], identity: str) -
     path = feed_file(run, step)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        checkpoint.replace_synced(path, content)
+        replace_synced(path, content)
     except OSError as error:
         raise Problems(
             Problem("The states cannot be written.", found=f"{path}: {error.strerror or error}",
