@@ -11,7 +11,7 @@ from typing import Any
 
 from common import bits, command, dice, ended, story, to_the_end, warm, words
 
-STEPS, SAVE_EVERY = 30, 3
+STEPS, SAVE_EVERY = 20, 2
 
 
 def run(place: Path, runs: int = 200, seed: int = 1) -> dict[str, Any]:

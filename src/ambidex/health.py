@@ -6,6 +6,7 @@ metrics.csv keeps its columns; ``health.jsonl`` beside it has one line for each 
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -17,7 +18,7 @@ from ambidex.storage import open_plain, replace_synced
 HEALTH = "health.jsonl"
 MOST_SKIPPED = 20  # steps in a row: after so many a run is lost, whatever the policy
 LARGEST = 1 << 26  # bytes of the file that are read back
-WINDOW, FEWEST = 64, 16  # losses that a new one is held against, and how many there must be
+WINDOW, FEWEST = 24, 12  # losses that a new one is held against, and how many there must be
 DEVIATIONS, LEAST_RISE = 6.0, 0.1  # robust deviations above the median, and nats, that make a spike
 
 
@@ -29,7 +30,7 @@ class Spikes:
 
     def is_spike(self, loss: float) -> bool:
         """Whether ``loss`` (nats per token) is one; NaN is none and is not remembered."""
-        if loss != loss:  # NaN
+        if math.isnan(loss):
             return False
         if len(self._before) >= FEWEST:
             middle = statistics.median(self._before)

@@ -9,7 +9,7 @@ import os
 import stat
 from io import FileIO
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 CHUNK = 1 << 22  # bytes that are written, read or hashed at once
 
@@ -69,7 +69,7 @@ def open_plain(path: Path, follow: bool = True) -> FileIO:
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
         raise ValueError("is no plain file")
-    return cast(FileIO, os.fdopen(handle, "rb", buffering=0))
+    return os.fdopen(handle, "rb", buffering=0)
 
 
 def read_small(path: Path, largest: int) -> bytes:
