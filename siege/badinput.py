@@ -16,16 +16,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from common import command, story, to_the_end, warm, words
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from common import command, story, to_the_end, warm, words
-
 MOST_SECONDS, MOST_MB = 5.0, 512
 DEEP = "[" * 100_000
-numbers = st.one_of(st.integers(-3, 40), st.integers(), st.floats(), st.sampled_from([2**31, 2**53, 2**63, 2**64, 10**400]))
+numbers = st.one_of(
+    st.integers(-3, 40), st.integers(), st.floats(), st.sampled_from([2**31, 2**53, 2**63, 2**64, 10**400])
+)
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
-odd = st.sampled_from(["\x1b[2J", "../../etc/passwd", "\u202egnp", "a" * 5000, "", "\n# Heading", "|", "`", "nan", "w"])
+odd = st.sampled_from(
+    ["\x1b[2J", "../../etc/passwd", "\u202egnp", "a" * 5000, "", "\n# Heading", "|", "`", "nan", "w"]
+)
 values = st.recursive(st.one_of(st.none(), st.booleans(), numbers, text, odd),
                       lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(st.one_of(text, odd), inner, max_size=4)),
                       max_leaves=12)  # fmt: skip
@@ -61,19 +64,36 @@ class Readers:
 
         names = st.one_of(st.sampled_from(sorted(config.fields())), text)
         flags = data.draw(st.dictionaries(st.sampled_from(sorted(config.fields())), values, max_size=3))
-        given_ = {config.variable(n): str(v) for n, v in data.draw(st.dictionaries(st.sampled_from(sorted(config.fields())), values, max_size=2)).items()}
+        given_ = {
+            config.variable(n): str(v)
+            for n, v in data.draw(
+                st.dictionaries(st.sampled_from(sorted(config.fields())), values, max_size=2)
+            ).items()
+        }
         lines = data.draw(st.one_of(raw, st.lists(st.tuples(names, values), max_size=3).map(
             lambda rows: "\n".join(f"{n} = {json.dumps(v)}" for n, v in rows).encode())))  # fmt: skip
         file = self.place / "mine.toml"
         file.write_bytes(lines)
-        config.resolve({n: v if isinstance(v, str | bool) else str(v) for n, v in flags.items()}, file=file, environment=given_)
+        config.resolve(
+            {n: v if isinstance(v, str | bool) else str(v) for n, v in flags.items()},
+            file=file,
+            environment=given_,
+        )
 
     def checkpoint(self, data: Any) -> None:
         """A file of a checkpoint is replaced, and the manifest made to agree: the hash must not be what saves us."""
         from ambidex import checkpoint
 
-        name = data.draw(st.sampled_from(["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"]))
-        content = data.draw(self._states() if name == "state.json" else self._manifests() if name == "manifest.json" else self._tensors(name))
+        name = data.draw(
+            st.sampled_from(["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"])
+        )
+        content = data.draw(
+            self._states()
+            if name == "state.json"
+            else self._manifests()
+            if name == "manifest.json"
+            else self._tensors(name)
+        )
         self._checkpoint({name: content})
         with contextlib.suppress(checkpoint.Damaged):
             checkpoint.load(self.step, self.wanted)
@@ -86,13 +106,23 @@ class Readers:
         """Card, metrics, samples, health and tokenizer, through the commands that read them."""
         from ambidex import cli
 
-        name = data.draw(st.sampled_from(["card.json", "metrics.csv", "tokenizer.json", "health.jsonl", "samples.md", "checkpoint"]))
+        name = data.draw(
+            st.sampled_from(
+                ["card.json", "metrics.csv", "tokenizer.json", "health.jsonl", "samples.md", "checkpoint"]
+            )
+        )
         self._whole()
         if name == "checkpoint":
             part = data.draw(st.sampled_from(["model.safetensors", "state.json"]))
-            self._checkpoint({part: data.draw(self._states() if part == "state.json" else self._tensors(part))})
+            self._checkpoint(
+                {part: data.draw(self._states() if part == "state.json" else self._tensors(part))}
+            )
         else:
-            contents = {"card.json": self._cards(), "metrics.csv": self._rows(), "tokenizer.json": self._tokenizers()}
+            contents = {
+                "card.json": self._cards(),
+                "metrics.csv": self._rows(),
+                "tokenizer.json": self._tokenizers(),
+            }
             (self.run / name).write_bytes(data.draw(contents.get(name, raw)))
         command_ = data.draw(st.sampled_from([["checkpoints", str(self.run)], ["checkpoints", str(self.run), "--json"],
                                               ["sample", str(self.run), "--tokens", "1"], ["compare", str(self.good), str(self.run)],
@@ -125,7 +155,16 @@ class Readers:
             st.sampled_from([".txt", ".jsonl", ".txt.gz", ".jsonl.gz", ".parquet", ".gz", ".zip", ".md"]), raw), min_size=1, max_size=4))):  # fmt: skip
             packed = gzip.compress(content) if suffix.endswith(".gz") and number % 2 else content
             (folder / f"{number}{suffix}").write_bytes(packed)
-        for number, target in enumerate(data.draw(st.lists(st.sampled_from(["0.txt", ".", "..", "nowhere", "/dev/zero", "/dev/full", "/proc/self/mem", "link-0"]), max_size=2))):
+        for number, target in enumerate(
+            data.draw(
+                st.lists(
+                    st.sampled_from(
+                        ["0.txt", ".", "..", "nowhere", "/dev/zero", "/dev/full", "/proc/self/mem", "link-0"]
+                    ),
+                    max_size=2,
+                )
+            )
+        ):
             (folder / f"link-{number}").symlink_to(target if target != ".." else ".")
         given_ = data.draw(st.sampled_from([[str(folder)], [str(p) for p in folder.iterdir()]]))
         for chunk in Corpus(given_, "text", scratch=self.place).text(True):
@@ -138,7 +177,9 @@ class Readers:
 
         files = {**self.files, **changed}
         if "manifest.json" not in changed:
-            listed = {n: (len(c), hashlib.sha256(c).hexdigest()) for n, c in files.items() if n != "manifest.json"}
+            listed = {
+                n: (len(c), hashlib.sha256(c).hexdigest()) for n, c in files.items() if n != "manifest.json"
+            }
             files["manifest.json"] = checkpoint._render_manifest(listed)
         for name, content in files.items():
             (self.step / name).write_bytes(content)
@@ -192,23 +233,40 @@ class Readers:
     def _rows(self) -> st.SearchStrategy[bytes]:
         head = b"step,tokens,loss,val_loss,lr,grad_norm,seconds,tokens_per_second\n"
         row = st.lists(values.map(str), min_size=7, max_size=9).map(",".join)
-        return st.one_of(raw, st.lists(row, max_size=4).map(lambda rows: head + "\n".join(rows).encode()), raw.map(lambda r: head + r))
+        return st.one_of(
+            raw,
+            st.lists(row, max_size=4).map(lambda rows: head + "\n".join(rows).encode()),
+            raw.map(lambda r: head + r),
+        )
 
     def _tokenizers(self) -> st.SearchStrategy[bytes]:
         bpe = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
                "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
                "post_processor": None, "decoder": {"type": "ByteLevel"}}  # fmt: skip
-        vocabulary = st.dictionaries(st.one_of(text, st.sampled_from(["a", "b", "ab", "Ġ"])), numbers, max_size=5)
-        merges = st.one_of(values, st.lists(st.one_of(st.just("a b"), st.lists(text, max_size=3), text), max_size=4))
+        vocabulary = st.dictionaries(
+            st.one_of(text, st.sampled_from(["a", "b", "ab", "Ġ"])), numbers, max_size=5
+        )
+        merges = st.one_of(
+            values, st.lists(st.one_of(st.just("a b"), st.lists(text, max_size=3), text), max_size=4)
+        )
         made = st.tuples(vocabulary, merges, values).map(lambda p: json.dumps({**bpe, "model": {
             "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None, "end_of_word_suffix": None,
             "fuse_unk": False, "byte_fallback": False, "vocab": p[0], "merges": p[1]}}).encode())  # fmt: skip
-        changed = st.dictionaries(st.sampled_from(sorted(bpe)), values, max_size=2).map(lambda c: json.dumps({**bpe, **c}).encode())
+        changed = st.dictionaries(st.sampled_from(sorted(bpe)), values, max_size=2).map(
+            lambda c: json.dumps({**bpe, **c}).encode()
+        )
         char = values.map(lambda v: json.dumps({"kind": "char", "characters": v}).encode())
         return st.one_of(raw, made, changed, char, values.map(lambda v: json.dumps({"kind": v}).encode()))
 
 
-SHARES = {"configuration": 0.2, "checkpoint": 0.3, "run_folder": 0.15, "trace": 0.1, "tokenizer": 0.1, "text_files": 0.15}
+SHARES = {
+    "configuration": 0.2,
+    "checkpoint": 0.3,
+    "run_folder": 0.15,
+    "trace": 0.1,
+    "tokenizer": 0.1,
+    "text_files": 0.15,
+}
 
 
 def run(place: Path, cases: int = 20_000) -> dict[str, Any]:

@@ -21,20 +21,31 @@ SMALL = {
 def story(folder: Path) -> Path:
     """A text that can be learnt, so that a step trained twice or left out changes the weights."""
     path = folder / "story.txt"
-    path.write_text("".join(f"line {n} is followed by line {n + 1}, as {n % 7} is by {(n + 1) % 7}.\n" for n in range(600)))
+    path.write_text(
+        "".join(
+            f"line {n} is followed by line {n + 1}, as {n % 7} is by {(n + 1) % 7}.\n" for n in range(600)
+        )
+    )
     return path
 
 
 def words(data: Path, out: Path, **settings: object) -> list[str]:
     """What is typed after `ambidex`."""
     chosen = {**SMALL, **{name.replace("_", "-"): value for name, value in settings.items()}}
-    return ["train", "--data", str(data), "--out", str(out), *(w for n, v in chosen.items() for w in (f"--{n}", str(v)))]
+    return [
+        "train",
+        "--data",
+        str(data),
+        "--out",
+        str(out),
+        *(w for n, v in chosen.items() for w in (f"--{n}", str(v))),
+    ]
 
 
 def warm() -> None:
     """Import what a training needs, once, so that a fork starts within a millisecond. Starts no thread."""
     os.environ["OMP_NUM_THREADS"] = "1"
-    import matplotlib.backends.backend_agg  # noqa: F401
+    import matplotlib.backends.backend_agg
     import matplotlib.figure  # noqa: F401
     import torch
 

@@ -17,12 +17,12 @@ def run(place: Path, rounds: int = 5) -> dict[str, Any]:
 
     from ambidex import config, launch
     from ambidex.device import cpu as processor
+    from ambidex.device.choose import choose
     from ambidex.engine import Device, available_bytes
     from ambidex.launch import rule
-    from ambidex.device.choose import choose
     from ambidex.saver import Saver
-    from ambidex.text.tokens import Tokens
     from ambidex.text.tokenizer import ByteTokenizer
+    from ambidex.text.tokens import Tokens
 
     os.environ.pop("OMP_NUM_THREADS", None)
     settings = config.resolve({"preset": "45m", "device": "cpu"}, environment={}).settings

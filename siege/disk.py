@@ -22,7 +22,11 @@ FAULTS = {  # what, for which calls, whether it stays so
     "EIO once": ("EIO", ("create", "write", "truncate", "fsync", "mkdir", "rename"), False),
     "EIO from a call on": ("EIO", ("create", "write", "fsync", "mkdir", "rename", "unlink", "rmdir"), True),
     "EIO on reading back": ("EIO", ("read",), True),
-    "read-only from a call on": ("EROFS", ("create", "write", "truncate", "mkdir", "rename", "unlink", "rmdir"), True),
+    "read-only from a call on": (
+        "EROFS",
+        ("create", "write", "truncate", "mkdir", "rename", "unlink", "rmdir"),
+        True,
+    ),
     "rename fails": ("EIO", ("rename",), True),
 }
 
@@ -30,7 +34,10 @@ FAULTS = {  # what, for which calls, whether it stays so
 def run(place: Path) -> dict[str, Any]:
     warm()
     data = story(place)
-    assert to_the_end(command(words(data, place / "straight", steps=STEPS, save_every=1), place / "log.txt")) == 0
+    assert (
+        to_the_end(command(words(data, place / "straight", steps=STEPS, save_every=1), place / "log.txt"))
+        == 0
+    )
     wanted = bits(place / "straight", STEPS)
     found: dict[str, Any] = {"broken": [], "not_run": []}
     if why := no_fuse():
@@ -58,7 +65,9 @@ def faulty(place: Path) -> Iterator[tuple[Path, Path]]:
     mount, behind, control = place / "mount", place / "behind", place / "control.json"
     mount.mkdir()
     behind.mkdir()
-    server = subprocess.Popen([sys.executable, str(Path(__file__).with_name("faultfs.py")), mount, behind, control])
+    server = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("faultfs.py")), mount, behind, control]
+    )
     try:
         for _ in range(500):
             if os.path.ismount(mount):
@@ -114,7 +123,11 @@ def each_call(mount: Path, control: Path, broken: list[Any]) -> dict[str, int]:
             failed = hit(control)
             order(control, {})
             newest = checkpoint.newest_good(folder)
-            right = newest.checkpoint is not None and newest.checkpoint.step == (1 if said else 2) and not newest.skipped
+            right = (
+                newest.checkpoint is not None
+                and newest.checkpoint.step == (1 if said else 2)
+                and not newest.skipped
+            )
             # A rename that was done and a folder that could not be synced after it: both are there, and it was said.
             right = right or bool(said and newest.checkpoint and newest.checkpoint.step == 2)
             checkpoint.save(folder, checkpoint_of(3))
@@ -193,8 +206,14 @@ def small_disk(place: Path, broken: list[Any]) -> dict[str, int]:
                 newest = checkpoint.newest_good(folder)
                 told["saves"] += 1
                 told["refused"] += bool(said)
-                if newest.checkpoint is None or newest.checkpoint.step != (1 if said else 2) or newest.skipped:
-                    broken.append({"room_kB": room, "checked": checked, "said": said, "skipped": newest.skipped})
+                if (
+                    newest.checkpoint is None
+                    or newest.checkpoint.step != (1 if said else 2)
+                    or newest.skipped
+                ):
+                    broken.append(
+                        {"room_kB": room, "checked": checked, "said": said, "skipped": newest.skipped}
+                    )
                 shutil.rmtree(folder)
             checkpoint._check_space = space
     return told
@@ -216,7 +235,9 @@ def small_runs(place: Path, data: Path, wanted: str, broken: list[Any]) -> dict[
                         os.write(filler.fileno(), b"x" * 4096)
             else:
                 for _ in range(200):  # busy while a file is open for writing: between two writes it works
-                    if not subprocess.run(["mount", "-o", "remount,ro", mount], check=False, capture_output=True).returncode:
+                    if not subprocess.run(
+                        ["mount", "-o", "remount,ro", mount], check=False, capture_output=True
+                    ).returncode:
                         break
             code = to_the_end(child)
             (mount / "filler").unlink(missing_ok=True) if what == "full" else None

@@ -53,7 +53,17 @@ class Faulty(Operations):  # type: ignore[misc]
 
     def getattr(self, path: str, fh: Any = None) -> dict[str, Any]:
         found = os.lstat(self.real(path))
-        names = ("st_atime", "st_ctime", "st_gid", "st_mode", "st_mtime", "st_nlink", "st_size", "st_uid", "st_blocks")
+        names = (
+            "st_atime",
+            "st_ctime",
+            "st_gid",
+            "st_mode",
+            "st_mtime",
+            "st_nlink",
+            "st_size",
+            "st_uid",
+            "st_blocks",
+        )
         return {name: getattr(found, name) for name in names}
 
     def readdir(self, path: str, fh: Any) -> list[str]:

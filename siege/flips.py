@@ -48,7 +48,18 @@ def run(place: Path, flips: int = 2000, seed: int = 2) -> dict[str, Any]:
     for name in FILES:
         path = folder / name
         before = path.read_bytes()
-        for length in sorted({0, 1, 7, 8, 9, len(before) // 2, len(before) - 1, *(random.randrange(len(before)) for _ in range(20))}):
+        for length in sorted(
+            {
+                0,
+                1,
+                7,
+                8,
+                9,
+                len(before) // 2,
+                len(before) - 1,
+                *(random.randrange(len(before)) for _ in range(20)),
+            }
+        ):
             os.truncate(path, length)
             tried(f"{name} cut to {length}")
             path.write_bytes(before)
@@ -59,7 +70,10 @@ def run(place: Path, flips: int = 2000, seed: int = 2) -> dict[str, Any]:
         path.unlink()
         tried(f"{name} missing")
         found["missing"] += 1
-        for other in (*(folder / one for one in FILES if one != name), folder.with_name("step-000002") / name):
+        for other in (
+            *(folder / one for one in FILES if one != name),
+            folder.with_name("step-000002") / name,
+        ):
             shutil.copyfile(other, path) if other.exists() else None
             tried(f"{name} is {other}")
             found["swapped"] += 1

@@ -50,7 +50,9 @@ def run(place: Path, runs: int = 200, seed: int = 1) -> dict[str, Any]:
     return found
 
 
-def _kill(child: int, checkpoints: Path, random: Any, aimed: bool, whole: float, found: dict[str, Any]) -> int | None:
+def _kill(
+    child: int, checkpoints: Path, random: Any, aimed: bool, whole: float, found: dict[str, Any]
+) -> int | None:
     """Kill the child, or return the exit code in which it ended before. Aimed: from the moment a save begins."""
     if aimed:
         for _ in range(random.randint(1, STEPS // SAVE_EVERY // 2)):  # so many saves begin before it
@@ -75,7 +77,7 @@ def _kill(child: int, checkpoints: Path, random: Any, aimed: bool, whole: float,
 
 def _unfinished(checkpoints: Path) -> list[str]:
     try:
-        return [n for n in os.listdir(checkpoints) if n.startswith(".step-")]  # noqa: PTH208
+        return [n for n in os.listdir(checkpoints) if n.startswith(".step-")]
     except OSError:
         return []
 

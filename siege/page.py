@@ -30,7 +30,14 @@ def write(path: Path, figures: dict[str, Any]) -> None:
     text = HEAD + "".join(f"| {what} | {often} | {came} |\n" for what, often, came in rows)
     if "peers" in figures:
         text += peers(figures["peers"])
-    path.write_text(text + (Path(__file__).with_name("notes.md").read_text() if Path(__file__).with_name("notes.md").exists() else ""))
+    path.write_text(
+        text
+        + (
+            Path(__file__).with_name("notes.md").read_text()
+            if Path(__file__).with_name("notes.md").exists()
+            else ""
+        )
+    )
 
 
 def kills(f: dict[str, Any]) -> list[tuple[str, str, str]]:
@@ -43,7 +50,11 @@ def kills(f: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 def disk(f: dict[str, Any]) -> list[tuple[str, str, str]]:
     rows = []
-    broken = f"{len(f['broken'])} lost anything" if f["broken"] else "none lost anything: the old or the new one is good, and it was said"
+    broken = (
+        f"{len(f['broken'])} lost anything"
+        if f["broken"]
+        else "none lost anything: the old or the new one is good, and it was said"
+    )
     for kind, count in f.get("saves_with_a_fault_at_each_call", {}).items():
         rows.append((f"a save on a failing disk: {kind}", f"{count} saves, one for each call", broken))
     if "runs_with_a_fault" in f:
@@ -52,7 +63,13 @@ def disk(f: dict[str, Any]) -> list[tuple[str, str, str]]:
                      f"{r['ended_well']} went on to the end, {r['ended_in_4']} stopped with exit 4; {r['identical_after_resume']} ended in the same bits"))  # fmt: skip
     if "saves_on_a_small_file_system" in f:
         r, runs = f["saves_on_a_small_file_system"], f["runs_on_a_small_file_system"]
-        rows.append(("a save on a file system with 0 to 236 kB left", f"{r['saves']} saves", f"{r['refused']} refused; {broken}"))
+        rows.append(
+            (
+                "a save on a file system with 0 to 236 kB left",
+                f"{r['saves']} saves",
+                f"{r['refused']} refused; {broken}",
+            )
+        )
         rows.append(("a run whose disk fills, or turns read-only, under way, then is resumed", f"{runs['runs']} runs",
                      f"{runs['ended_in_4']} stopped with exit 4; {runs['identical_after_resume']} ended in the same bits"))  # fmt: skip
     return rows + not_run("disk", f)

@@ -43,8 +43,16 @@ def _theirs(place: Path, runs: int, flips: int, random: Any) -> dict[str, Any]:
     whole = time.monotonic() - started
     wanted = _bits(place / "straight")
     assert to_the_end(fork(lambda: _train(place / "again", False), log)) == 0
-    assert _bits(place / "again") == wanted, "two runs of theirs without a kill differ: the comparison would mean nothing"
-    told: dict[str, Any] = {"version": transformers.__version__, "runs": 0, "identical": 0, "silently_wrong": 0, "lost": 0}
+    assert _bits(place / "again") == wanted, (
+        "two runs of theirs without a kill differ: the comparison would mean nothing"
+    )
+    told: dict[str, Any] = {
+        "version": transformers.__version__,
+        "runs": 0,
+        "identical": 0,
+        "silently_wrong": 0,
+        "lost": 0,
+    }
     for number in range(runs):
         out = place / f"their-{number}"
         for attempt in range(12):
@@ -71,7 +79,12 @@ def _rot(place: Path, flips: int, random: Any, wanted: str, log: Path) -> dict[s
     checkpoint = out / f"checkpoint-{STEPS - SAVE_EVERY}"
     spoiled = place / "spoiled"
     told = {"flips": 0, "flips_loaded": 0, "flips_refused": 0, "flips_harmless": 0}
-    names = [p.name for p in checkpoint.iterdir() if p.name in ("model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json", "rng_state.pth")]
+    names = [
+        p.name
+        for p in checkpoint.iterdir()
+        if p.name
+        in ("model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json", "rng_state.pth")
+    ]
     for number in range(flips):
         shutil.rmtree(spoiled, ignore_errors=True)
         shutil.copytree(checkpoint, spoiled / checkpoint.name)
@@ -97,7 +110,10 @@ def _train(out: Path, resume: bool) -> int:
 
     set_seed(0)
     tokens = np.array([(7 * n + n % 13) % 200 for n in range(4000)], dtype=np.int64)
-    rows = [{"input_ids": torch.tensor(tokens[i : i + 16]), "labels": torch.tensor(tokens[i : i + 16])} for i in range(0, 3984, 16)]
+    rows = [
+        {"input_ids": torch.tensor(tokens[i : i + 16]), "labels": torch.tensor(tokens[i : i + 16])}
+        for i in range(0, 3984, 16)
+    ]
     model = LlamaForCausalLM(LlamaConfig(vocab_size=256, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
                                          num_attention_heads=2, max_position_embeddings=16))  # fmt: skip
     arguments = TrainingArguments(

@@ -31,7 +31,9 @@ NOT_SMALL = ("peers", "cost")  # needs transformers; needs minutes
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="kill, fill, flip, feed and signal trainings, and count what is lost")
+    parser = argparse.ArgumentParser(
+        description="kill, fill, flip, feed and signal trainings, and count what is lost"
+    )
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=[])
     parser.add_argument("--small", action="store_true", help="at most five minutes, for CI")
     parser.add_argument("--write", action="store_true", help="keep the figures for docs/siege.md")
@@ -51,7 +53,9 @@ def main() -> int:
         FIGURES.write_text(json.dumps({**before, **figures}, indent=1, default=str) + "\n")
         importlib.import_module("page").write(HERE.parent / "docs" / "siege.md", {**before, **figures})
     lost = {part: losses for part, found in figures.items() if (losses := bad(part, found))}
-    print("siege: " + (f"NOT HELD: {json.dumps(lost, default=str)}" if lost else f"held: {', '.join(figures)}"))
+    print(
+        "siege: " + (f"NOT HELD: {json.dumps(lost, default=str)}" if lost else f"held: {', '.join(figures)}")
+    )
     return 1 if lost else 0
 
 

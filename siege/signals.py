@@ -21,7 +21,12 @@ def run(place: Path, instants: int = 50, container: bool = True, seed: int = 3) 
     warm()
     data, random = story(place), dice(seed)
     started = time.monotonic()
-    assert to_the_end(command(words(data, place / "straight", steps=STEPS, save_every=SAVE_EVERY), place / "log.txt")) == 0
+    assert (
+        to_the_end(
+            command(words(data, place / "straight", steps=STEPS, save_every=SAVE_EVERY), place / "log.txt")
+        )
+        == 0
+    )
     whole = time.monotonic() - started
     wanted = bits(place / "straight", STEPS)
     found: dict[str, Any] = {"broken": [], "not_run": []}
@@ -33,7 +38,9 @@ def run(place: Path, instants: int = 50, container: bool = True, seed: int = 3) 
     return found
 
 
-def _process(place: Path, data: Path, wanted: str, whole: float, instants: int, random: Any, broken: list[Any]) -> dict[str, int]:
+def _process(
+    place: Path, data: Path, wanted: str, whole: float, instants: int, random: Any, broken: list[Any]
+) -> dict[str, int]:
     told = {"instants": 0, "finished_before": 0, "stopped_with_the_code": 0, "identical_after_resume": 0}
     for number in range(instants):
         out, log = place / f"run-{number}", place / f"log-{number}.txt"
@@ -46,7 +53,15 @@ def _process(place: Path, data: Path, wanted: str, whole: float, instants: int, 
     return told
 
 
-def _judge(told: dict[str, int], broken: list[Any], out: Path, log: Path, code: int, codes: tuple[int, ...], wanted: str) -> None:
+def _judge(
+    told: dict[str, int],
+    broken: list[Any],
+    out: Path,
+    log: Path,
+    code: int,
+    codes: tuple[int, ...],
+    wanted: str,
+) -> None:
     """After the signal: the code, a complete checkpoint of the last row, no traceback; then the same bits."""
     said = log.read_text(errors="replace")
     told["instants"] += 1
@@ -56,7 +71,11 @@ def _judge(told: dict[str, int], broken: list[Any], out: Path, log: Path, code: 
     if (out / "checkpoints").exists() and code in codes and code > 0:
         rows = (out / "metrics.csv").read_text().count("\n") - 1
         steps = sorted(path.name for path in (out / "checkpoints").glob("step-*"))
-        good = bool(steps) and steps[-1] == f"step-{rows:06d}" and not list((out / "checkpoints").glob(".step-*"))
+        good = (
+            bool(steps)
+            and steps[-1] == f"step-{rows:06d}"
+            and not list((out / "checkpoints").glob(".step-*"))
+        )
     again = 0
     if code != 0:
         words_ = ["train", "--resume", "--out", str(out)]
@@ -66,7 +85,9 @@ def _judge(told: dict[str, int], broken: list[Any], out: Path, log: Path, code: 
     same = again == 0 and bits(out, STEPS) == wanted
     told["identical_after_resume"] += same
     if not good or not same or code not in (0, *codes) or "Traceback" in said:
-        broken.append({"exit": code, "wanted": codes, "resumed": again, "checkpoint": good, "said": said[-700:]})
+        broken.append(
+            {"exit": code, "wanted": codes, "resumed": again, "checkpoint": good, "said": said[-700:]}
+        )
     shutil.rmtree(out, ignore_errors=True)
 
 
@@ -81,7 +102,9 @@ def _no_namespaces() -> str:
 NAMESPACES = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child=SIGKILL"]
 
 
-def _first_process(place: Path, data: Path, wanted: str, instants: int, random: Any, broken: list[Any]) -> dict[str, int]:
+def _first_process(
+    place: Path, data: Path, wanted: str, instants: int, random: Any, broken: list[Any]
+) -> dict[str, int]:
     told = {"instants": 0, "finished_before": 0, "stopped_with_the_code": 0, "identical_after_resume": 0}
     started = time.monotonic()
     log = place / "first.txt"
@@ -111,7 +134,9 @@ def _first_process(place: Path, data: Path, wanted: str, instants: int, random: 
 
 def _start(arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
     with log.open("wb") as output:
-        return subprocess.Popen([*NAMESPACES, sys.executable, "-m", "ambidex", *arguments], stdout=output, stderr=output)
+        return subprocess.Popen(
+            [*NAMESPACES, sys.executable, "-m", "ambidex", *arguments], stdout=output, stderr=output
+        )
 
 
 def _inner(outer: int) -> int:

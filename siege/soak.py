@@ -19,7 +19,14 @@ def run(place: Path, seconds: float = 600.0) -> dict[str, Any]:
     warm()
     data, out = story(place), place / "run"
     # Steps small enough that a save every so many of them is a save every second or less.
-    settings = {"steps": 900_000, "evaluate_every": 1_000, "save_every": 40, "width": 64, "feed_forward": 256, "sample_tokens": 0}
+    settings = {
+        "steps": 900_000,
+        "evaluate_every": 1_000,
+        "save_every": 40,
+        "width": 64,
+        "feed_forward": 256,
+        "sample_tokens": 0,
+    }
     child = command(words(data, out, **settings), place / "log.txt")
     started = time.monotonic()
     samples: list[tuple[float, int, int, int]] = []
@@ -52,7 +59,9 @@ def run(place: Path, seconds: float = 600.0) -> dict[str, Any]:
     if size > 5.5 * one:  # keep 2, the best, the one that is written and the one that is deleted
         found["broken"].append("the disk fills")
     if code != 143 or found["saves"] < seconds / 4:
-        found["broken"].append(f"exit {code}, {found['saves']} saves: {(place / 'log.txt').read_text()[-500:]}")
+        found["broken"].append(
+            f"exit {code}, {found['saves']} saves: {(place / 'log.txt').read_text()[-500:]}"
+        )
     return found
 
 

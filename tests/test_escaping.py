@@ -6,7 +6,12 @@ from ambidex.escaping import markdown, one_line, printable
 
 @pytest.mark.parametrize("evil", ["\x1b[2J", "\u202e", "\x07", "\x9b1m", "\u200f", "\r"])
 def test_what_a_terminal_would_obey_is_shown_as_a_number(evil):
-    for shown in (printable("a" + evil), one_line("a" + evil), markdown("a" + evil), str(Problem("a", found=evil))):
+    for shown in (
+        printable("a" + evil),
+        one_line("a" + evil),
+        markdown("a" + evil),
+        str(Problem("a", found=evil)),
+    ):
         assert evil not in shown
 
 

@@ -37,7 +37,9 @@ def poisoned(monkeypatch, *steps):
     monkeypatch.setattr(Trainer, "accumulate", poison)
 
 
-def test_stop_ends_in_5_with_a_checkpoint_of_the_step_before_and_the_batch_recorded(tmp_path, story, monkeypatch, capsys):
+def test_stop_ends_in_5_with_a_checkpoint_of_the_step_before_and_the_batch_recorded(
+    tmp_path, story, monkeypatch, capsys
+):
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
         poisoned(patch, 5)
@@ -64,7 +66,9 @@ def test_skipped_steps_resume_to_the_same_bits(tmp_path, story, monkeypatch):
         if name == "killed":
             update = Trainer.update
             with monkeypatch.context() as patch:
-                patch.setattr(Trainer, "update", lambda self: 1 / 0 if self.step == 6 else update(self))
+                patch.setattr(
+                    Trainer, "update", lambda self, update=update: 1 / 0 if self.step == 6 else update(self)
+                )
                 with pytest.raises(ZeroDivisionError):
                     cli.main(words)
             words = ["train", "--resume", "--out", str(out)]
@@ -75,4 +79,11 @@ def test_skipped_steps_resume_to_the_same_bits(tmp_path, story, monkeypatch):
 
 def test_too_many_in_a_row_stop_whatever_the_policy(tmp_path, story, monkeypatch):
     poisoned(monkeypatch, *range(2, 100))
-    assert cli.main(train_words(story, tmp_path / "run", steps=60, non_finite="skip", save_every=50, evaluate_every=50)) == 5
+    assert (
+        cli.main(
+            train_words(
+                story, tmp_path / "run", steps=60, non_finite="skip", save_every=50, evaluate_every=50
+            )
+        )
+        == 5
+    )

@@ -16,7 +16,11 @@ def test_it_lists_verifies_and_ends_in_3_where_none_is_good(tmp_path, story, cap
     broken.write_bytes(broken.read_bytes()[:-1])
     assert cli.main(["checkpoints", str(out), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert (told["schema"], told["newest_good"], [row["good"] for row in told["checkpoints"]]) == (1, 2, [True, False])
+    assert (told["schema"], told["newest_good"], [row["good"] for row in told["checkpoints"]]) == (
+        1,
+        2,
+        [True, False],
+    )
     assert "bytes instead of" in told["checkpoints"][1]["problem"]
     (out / "checkpoints" / "step-000002" / "manifest.json").unlink()
     assert cli.main(["checkpoints", str(out)]) == 3

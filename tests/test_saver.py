@@ -101,9 +101,8 @@ def test_the_last_save_is_tried_twice_and_then_an_error(tmp_path, told, monkeypa
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path, told):
-    with saver(tmp_path, told) as saving:
-        with pytest.raises(Problems) as caught:
-            saving.save(some(1, torch.tensor([1.0, float("nan")])), None)
+    with saver(tmp_path, told) as saving, pytest.raises(Problems) as caught:
+        saving.save(some(1, torch.tensor([1.0, float("nan")])), None)
     assert caught.value.exit_code == 5
     assert checkpoint.steps_in(tmp_path) == []
 

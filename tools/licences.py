@@ -11,7 +11,17 @@ from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 
 PAGE = Path(__file__).parents[1] / "docs" / "licences.md"
-ROOTS = ("torch", "numpy", "pydantic", "safetensors", "tokenizers", "matplotlib", "tqdm", "filelock", "packaging")
+ROOTS = (
+    "torch",
+    "numpy",
+    "pydantic",
+    "safetensors",
+    "tokenizers",
+    "matplotlib",
+    "tqdm",
+    "filelock",
+    "packaging",
+)
 HEAD = """# Licences
 
 Ambidex itself is under the MIT licence (`LICENSE`). Below is what `ambidex[train]` brings, with the licence that each
