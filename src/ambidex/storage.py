@@ -39,12 +39,11 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def sync_contents(folder: Path) -> None:
-    """Every file of a folder, then the folder."""
+def sync_files(folder: Path) -> None:
+    """Every file of a folder; the folder itself is left to `sync_folder`."""
     for path in folder.iterdir():
         with path.open("rb+") as file:
             os.fsync(file.fileno())
-    sync_folder(folder)
 
 
 def replace_synced(path: Path, content: bytes) -> None:

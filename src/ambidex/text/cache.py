@@ -16,7 +16,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ambidex.errors import Exit, Problem, Problems
-from ambidex.storage import sync_contents, sync_folder
+from ambidex.storage import sync_files, sync_folder
 
 _UNFINISHED = ".building-"
 
@@ -58,7 +58,8 @@ def open_or_build(
             unfinished.mkdir()
             try:
                 build(unfinished)
-                sync_contents(unfinished)
+                sync_files(unfinished)
+                sync_folder(unfinished)
                 shutil.rmtree(folder, ignore_errors=True)
                 unfinished.rename(folder)
                 sync_folder(cache)
