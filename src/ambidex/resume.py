@@ -180,7 +180,10 @@ def check_state(saved: Checkpoint, settings: Settings) -> None:
     missing = [name for name in ("optimizer_steps", "seconds", "best", "scale") if name not in saved.state]
     if missing:
         raise Problems(
-            Problem(f"{checkpoint.STATE} is not of this version: it lacks something.", found="no " + ", ".join(missing)),
+            Problem(
+                f"{checkpoint.STATE} is not of this version: it lacks something.",
+                found="no " + ", ".join(missing),
+            ),
             Exit.DATA,
         )
     if saved.step > settings.steps or saved.state["optimizer_steps"] > saved.step:

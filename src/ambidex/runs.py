@@ -256,7 +256,11 @@ def read_metrics(path: Path) -> list[Row]:
 
 def _too_large(path: Path) -> Problems:
     return Problems(
-        Problem(f"{METRICS} is too large to be read.", found=str(path), wanted=f"at most {LARGEST_METRICS:,} bytes"),
+        Problem(
+            f"{METRICS} is too large to be read.",
+            found=str(path),
+            wanted=f"at most {LARGEST_METRICS:,} bytes",
+        ),
         Exit.DATA,
     )
 

@@ -52,7 +52,9 @@ def setting(default: Any, help: str, *, numeric: bool, group: str, **bounds: Any
 
 
 Seconds = Annotated[float, BeforeValidator(_seconds)]
-Timeout = Annotated[Literal["auto"] | Annotated[float, Field(ge=0, allow_inf_nan=False)], BeforeValidator(_timeout)]
+Timeout = Annotated[
+    Literal["auto"] | Annotated[float, Field(ge=0, allow_inf_nan=False)], BeforeValidator(_timeout)
+]
 DeviceName = Annotated[str, BeforeValidator(_device)]
 Sources = Annotated[tuple[str, ...], BeforeValidator(_sources)]
 

@@ -177,7 +177,9 @@ def fit(trainer: Trainer, run: Run, stops: Stops, screen: Screen) -> None:
     spikes = health.Spikes.after(row.loss for row in run.metrics)
     saver = Saver(run.checkpoints, settings.keep, tell=screen.tell, before_it_appears=run.sync_metrics,
                   free_bytes=available_bytes)  # fmt: skip
-    watchdog = Watchdog(settings.step_timeout, run.path / "hang.txt", run.command_to_resume(), lambda: saver.wait(60))
+    watchdog = Watchdog(
+        settings.step_timeout, run.path / "hang.txt", run.command_to_resume(), lambda: saver.wait(60)
+    )
     with saver, watchdog:
         while trainer.step < settings.steps and stops.asked is None:
             trainer.observer.between(trainer)
@@ -221,7 +223,11 @@ def save(trainer: Trainer, val_loss: float | None, saver: Saver) -> int:
 
 def note(trainer: Trainer, run: Run, screen: Screen, kind: str, step: int, loss: float, norm: float) -> None:
     """Say that a step was not as it should be, and record what it was made of; a full disk must not stop training."""
-    words = {"skipped": "its update is skipped", "stopped": "training stops", "spike": "far above the steps before"}
+    words = {
+        "skipped": "its update is skipped",
+        "stopped": "training stops",
+        "spike": "far above the steps before",
+    }
     screen.tell(kind, f"step {step}: loss {loss:.4f}, gradient norm {norm:.4g}: {words[kind]}; its batch stands in "
                       f"{run.path / health.HEALTH}")  # fmt: skip
     with suppress(OSError):
