@@ -121,7 +121,7 @@ def peers(f: dict[str, Any]) -> str:
              "than without a kill; or a damaged file was loaded without a word.\n",
              "", "| | ambidex | transformers' Trainer |", "|---|---|---|"]  # fmt: skip
     names = {"runs": "runs killed", "identical": "ended in the same bits", "silently_wrong": "ended in other bits, silently",
-             "lost": "could not be resumed", "flips": "flipped bits", "flips_loaded": "of these loaded without a word",
+             "lost": "could not be resumed without a hand that removes a folder", "flips": "flipped bits", "flips_loaded": "of these loaded without a word",
              "flips_refused": "refused with an error", "flips_harmless": "in bytes that nothing reads"}  # fmt: skip
     for key, name in names.items():
         lines.append(f"| {name} | {f['ambidex'].get(key, '')} | {f['transformers'].get(key, '')} |")

@@ -24,7 +24,7 @@ PARTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # the whole siege, 
     "badinput": ({"cases": 20_000}, {"cases": 1200}),
     "signals": ({"instants": 50, "container": True}, {"instants": 6, "container": False}),
     "soak": ({"seconds": 600.0}, {"seconds": 20.0}),
-    "peers": ({"runs": 60, "flips": 300}, {}),
+    "peers": ({"runs": 50, "flips": 120}, {}),
     "cost": ({}, {}),
 }
 NOT_SMALL = ("peers", "cost")  # needs transformers; needs minutes
