@@ -202,7 +202,7 @@ def fit(trainer: Trainer, run: Run, stops: Stops, screen: Screen) -> None:
             elif spikes.is_spike(row.loss):
                 note(trainer, run, screen, "spike", row.step, row.loss, row.grad_norm)
             if rhythm.samples(row.step) and settings.sample_tokens:
-                run.add_sample(row, settings.steps, *trainer.sample(row.step))
+                add_sample(trainer, run, screen, row)
             saver.poll()
             if rhythm.saves(row.step):
                 with watchdog.waiting(f"The save before that of step {row.step}"):
@@ -219,6 +219,15 @@ def save(trainer: Trainer, val_loss: float | None, saver: Saver) -> int:
         trainer.best = val_loss, trainer.step
     saver.save(trainer.snapshot(), trainer.best[1] if trainer.best else None)
     return trainer.step
+
+
+def add_sample(trainer: Trainer, run: Run, screen: Screen, row: Row) -> None:
+    """What cannot be written of a sample is told, and no reason to stop."""
+    prompt, text = trainer.sample(row.step)
+    try:
+        run.add_sample(row, trainer.settings.steps, prompt, text)
+    except Problems as problems:
+        screen.tell("", f"no sample at step {row.step}: {problems.problems[0].found}")
 
 
 def note(trainer: Trainer, run: Run, screen: Screen, kind: str, step: int, loss: float, norm: float) -> None:
