@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,23 +60,22 @@ def read_metrics(path: Path) -> list[Row]:
     return rows
 
 
-def read_last(path: Path) -> Row | None:
-    """The last whole row, from the end of the file alone: a long run's is read every second."""
+def read_tail(path: Path) -> list[Row]:
+    """The last whole rows, from the end of the file alone: a long run's is read every second."""
     try:
         with path.open("rb") as file:
             file.seek(0, io.SEEK_END)
             file.seek(max(0, file.tell() - TAIL))
             lines = file.read(TAIL).decode("utf-8", "replace").split("\n")[:-1]
     except OSError:
-        return None
-    for line in reversed(lines):
+        return []
+    rows: list[Row] = []
+    for line in lines:
         cells = line.rstrip("\r").split(",")
         if len(cells) == len(COLUMNS):
-            try:
-                return Row.parse(dict(zip(COLUMNS, cells)))
-            except ValueError:
-                continue
-    return None
+            with suppress(ValueError):  # the header, or the rest of a line of which the beginning is not read
+                rows.append(Row.parse(dict(zip(COLUMNS, cells))))
+    return rows
 
 
 def render_rows(rows: Sequence[Row], *, header: bool) -> str:

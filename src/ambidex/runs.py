@@ -17,6 +17,7 @@ from ambidex.cardfile import CARD, read_card
 from ambidex.device import image
 from ambidex.errors import Exit, Problem, Problems
 from ambidex.files import replace_synced
+from ambidex.glance import LOCK
 from ambidex.rows import METRICS, Row, read_metrics, render_rows
 
 PLOT, SAMPLES, SUMMARY = "loss.png", "samples.md", "summary.md"
@@ -29,7 +30,8 @@ class Run:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        self._lock = FileLock(self.path / ".lock", timeout=0)
+        # Long enough for `ambidex top` to have looked, far too short for a training to end.
+        self._lock = FileLock(self.path / LOCK, timeout=0.3)
         self.watcher: Callable[[Row], None] | None = None  # is told of each row once metrics.csv has it
 
     def __repr__(self) -> str:
