@@ -16,6 +16,7 @@ from ambidex.rows import METRICS, Row, read_tail
 LOCK = ".lock"
 _NAME = re.compile(r"step-(\d{6,12})")
 _LARGEST_MANIFEST = 1 << 20
+LARGEST_SAMPLES = 1 << 22  # bytes of samples.md
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,20 @@ def _saved(folder: Path, step: int) -> Saved:
         return Saved(step, size, 0.0, f"{Path(str(error.filename)).name}: {error.strerror}")
     except (ValueError, KeyError, TypeError, RecursionError):
         return Saved(step, size, 0.0, "manifest.json: cannot be understood")
+
+
+def read_samples(path: Path) -> list[tuple[str, str]]:
+    """Heading and text of each sample; of a file that is broken, those that are whole."""
+    try:
+        with path.open("rb") as file:
+            text = file.read(LARGEST_SAMPLES).decode("utf-8", "replace")
+    except OSError:
+        return []
+    found = []
+    for part in re.split(r"(?m)^(?=## Step \d)", text)[1:]:
+        if inside := re.match(r"## (Step [^\n]{1,120})\n\n(`{3,})text\n(.*?)\n\2(?:\n|$)", part, re.DOTALL):
+            found.append((inside[1], inside[3]))
+    return found
 
 
 def runs_in(root: Path) -> list[Path]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import shlex
 import statistics
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ from typing import Any
 
 import ambidex
 from ambidex.errors import Exit, Problems
-from ambidex.glance import Glance, Saved, glance, saved, whole
+from ambidex.glance import Glance, Saved, glance, read_samples, saved, whole
 from ambidex.page.markup import (
     Child,
     Element,
@@ -29,30 +28,14 @@ from ambidex.page.markup import (
 )
 from ambidex.page.plot import Line, figure
 from ambidex.page.scale import linear
+from ambidex.repeat import MADE_BY, command
 from ambidex.rows import METRICS, Row, read_metrics
 
 REPORT = "report.html"
 LONGEST_SAMPLE = 4000  # characters
 MOST_SAMPLES = 12
 MOST_SETTINGS = 200
-LARGEST_SAMPLES = 1 << 22  # bytes of samples.md
 TABLE_STEPS = 12
-PLACES = frozenset(
-    {
-        "out",
-        "resume",
-        "dry_run",
-        "preset",
-        "time",
-        "data",
-        "trace",
-        "trace_states",
-        "from_trace",
-        "trace_band",
-    }
-)
-DECIDED = frozenset({"precision", "threads"})  # by rule where nobody asked, and then as the card says
-MADE_BY = ("preset", "default")
 
 
 def report(run: Path, file: Path | None) -> int:
@@ -93,7 +76,7 @@ def _summary(found: Glance, rows: Sequence[Row]) -> Element:
     card = found.card
     facts = [
         ("device", short(_at(card, "device", "name"))), ("why", short(_at(card, "device", "reason"), 600)),
-        ("numbers", f"{short(card.get('precision'), 20)}, {short(card.get('threads'), 20)} threads"),
+        ("numbers", f"{short(card.get('precision'), 20)}, threads: {short(card.get('threads'), 20)}"),
         ("text", _text(card.get("data"))), ("started", short(card.get("started"), 60)),
     ]  # fmt: skip
     evaluated = [(row.step, row.val_loss) for row in rows if row.val_loss is not None]
@@ -210,20 +193,6 @@ def _samples(path: Path) -> Element:
     return section("Samples", made, name="samples")
 
 
-def read_samples(path: Path) -> list[tuple[str, str]]:
-    """Heading and text of each sample; of a file that is broken, those that are whole."""
-    try:
-        with path.open("rb") as file:
-            text = file.read(LARGEST_SAMPLES).decode("utf-8", "replace")
-    except OSError:
-        return []
-    found = []
-    for part in re.split(r"(?m)^(?=## Step \d)", text)[1:]:
-        if inside := re.match(r"## (Step [^\n]{1,120})\n\n(`{3,})text\n(.*?)\n\2(?:\n|$)", part, re.DOTALL):
-            found.append((inside[1], inside[3]))
-    return found
-
-
 def _checkpoints(found: Glance) -> Element:
     kept = saved(found.path / "checkpoints")
     if not kept:
@@ -310,34 +279,6 @@ def _repeat(found: Glance) -> Element:
         preformatted("\n".join(lines), "commands that go on"),
         name="repeat",
     )
-
-
-def command(card: Mapping[str, Any]) -> str:
-    """The command that trains this run again: what was asked for, and what was decided by rule, now by name."""
-    config, found = card["config"], card.get("origins")
-    origins: Mapping[str, Any] = found if isinstance(found, Mapping) else {}
-    words = ["ambidex", "train"]
-    if isinstance(config.get("preset"), str) and config["preset"]:
-        words += ["--preset", config["preset"]]
-    data = config.get("data")
-    if isinstance(data, list) and data:
-        words += ["--data", *map(str, data)]
-    for name, value in config.items():
-        asked = not origins or str(origins.get(name, "default")).split(" ")[0] not in MADE_BY
-        if name in DECIDED:
-            words += _flag(name, card.get(name, value))
-        elif (asked and name not in PLACES) or (name == "steps" and config.get("time")):
-            words += _flag(name, value)
-    return shlex.join(words)
-
-
-def _flag(name: str, value: object) -> list[str]:
-    flag = "--" + str(name).replace("_", "-")
-    if isinstance(value, bool):
-        return [flag if value else f"--no-{flag[2:]}"]
-    if value is None or value == "" or isinstance(value, dict):
-        return []
-    return [flag, *map(str, value)] if isinstance(value, list) else [flag, str(value)]
 
 
 def _at(card: object, *keys: str) -> Any:

@@ -1,6 +1,6 @@
 """A comparison as one HTML file: the verdict first, then the curves, where the runs part, speed, and what else differs.
 
-Only what `judge` found is said here, in the words of `report`; the plots are those of `pictures`.
+Only what `judge` found is said here, in the words of `report`; the plots are those of `curves` and `ratios`.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from itertools import pairwise
 from typing import Any
 
 import ambidex
-from ambidex.compare import pictures, report
+from ambidex.compare import report
 from ambidex.compare.align import DIFFERENT, NEAR, TOO_HIGH, views
 from ambidex.compare.cards import at
+from ambidex.compare.curves import Curve, loss_figures
 from ambidex.compare.folder import Folder
 from ambidex.compare.judge import Verdict
-from ambidex.compare.pictures import Curve
+from ambidex.compare.ratios import ratio_figures
 from ambidex.page.markup import Child, Element, document, el, preformatted, section, short, table
 from ambidex.rows import METRICS, Row, read_metrics
 
@@ -129,7 +130,7 @@ def _problem(problem: Any) -> Element:
 
 
 def _loss(curves: Sequence[Curve], reference: Folder) -> list[Child]:
-    figures = pictures.loss_figures(curves, reference)
+    figures = loss_figures(curves, reference)
     if not figures:
         return [
             section(
@@ -146,7 +147,7 @@ def _where(verdict: Verdict, both: tuple[str, str], name: str, *, alone: bool) -
     reference, run = verdict.reference.trace, verdict.run.trace
     if reference is None or run is None or verdict.same is None:
         return []
-    figures = pictures.ratio_figures(verdict, views(reference, run), name)
+    figures = ratio_figures(verdict, views(reference, run), name)
     title = "Error over floor" + ("" if alone else f": {both[0]} → {both[1]}")
     return [section(title, el("div", figures, class_="pair"), name=name)] if figures else []
 

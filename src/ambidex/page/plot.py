@@ -124,15 +124,17 @@ def _mark(a: float, b: float, style: int) -> Element:
     """A circle, a square or a triangle, so that colour is not all that tells them apart."""
     name = f"dot s{style % len(DASHES)}"
     if style % 3 == 0:
-        return el("circle", cx=f"{a:.1f}", cy=f"{b:.1f}", r="2.8", class_=name)
+        return el("circle", cx=f"{a:.1f}", cy=f"{b:.1f}", r="2.6", class_=name)
     if style % 3 == 1:
         return el("rect", x=f"{a - 2.5:.1f}", y=f"{b - 2.5:.1f}", width="5", height="5", class_=name)
     return el("path", d=f"M{a - 3.2:.1f} {b + 2.6:.1f}h6.4l-3.2 -5.6z", class_=name)
 
 
 def _band(x: Scale, y: Scale, band: Band) -> Element:
-    upper = [f"{_x(x, a):.1f} {_y(y, high):.1f}" for a, _, high in band.points]
-    lower = [f"{_x(x, a):.1f} {_y(y, low):.1f}" for a, low, _ in reversed(band.points)]
+    points = list(band.points)[:: max(1, len(band.points) // MOST)]
+    points += [band.points[-1]] if points[-1] != band.points[-1] else []
+    upper = [f"{_x(x, a):.1f} {_y(y, high):.1f}" for a, _, high in points]
+    lower = [f"{_x(x, a):.1f} {_y(y, low):.1f}" for a, low, _ in reversed(points)]
     return el("path", d="M" + "L".join(upper + lower) + "Z", class_="band")
 
 
