@@ -46,9 +46,13 @@ def loss_figures(curves: Sequence[Curve], reference: Folder) -> list[Element]:
         else []
     )
     scale = linear("loss (nats per token)", losses)
-    thin = band and max(2 * widest * abs(loss) for _, loss, widest in band) < VISIBLE * (scale.high - scale.low)
+    thin = band and max(2 * widest * abs(loss) for _, loss, widest in band) < VISIBLE * (
+        scale.high - scale.low
+    )
     caption = "Where the lines lie on each other only the last one drawn is seen." + (
-        " The band of rounding is thinner than a line here; beside it is what it looks like near by." if thin else ""
+        " The band of rounding is thinner than a line here; beside it is what it looks like near by."
+        if thin
+        else ""
     )
     made = [
         figure("loss", "Training loss", f"Training loss by step of {short(', '.join(c.name for _, c in drawn))}.",
@@ -103,7 +107,11 @@ def _distance_figure(apart: Sequence[tuple[int, str, list[tuple[float, float]]]]
     lines = [Line(name, points, n, dots=True, joined=False) for n, name, points in apart]
     values = [d for _, _, points in apart for _, d in points if d > 0] + [b for *_, b in band]
     equal = [name for _, name, points in apart if not any(d for _, d in points)]
-    words = f"Equal in every digit at every step: {short(', '.join(equal))}. " if equal else "Marks at the foot: equal in every digit. "
+    words = (
+        f"Equal in every digit at every step: {short(', '.join(equal))}. "
+        if equal
+        else "Marks at the foot: equal in every digit. "
+    )
     caption = words + (
         f"The band is the reference trained again with other roundings, over its first {band[-1][0]:.0f} steps: the largest "
         "distance seen by then. Beyond them nothing was measured (--trace-band asks for more)."

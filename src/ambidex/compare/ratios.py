@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import NamedTuple
 
 from ambidex.compare.align import DIFFERENT, EXACT, TOO_HIGH, View
@@ -77,25 +77,29 @@ def _by_depth(found: Sequence[View], first: Finding | None) -> dict[str, dict[st
 
 
 def depth_order(found: Sequence[View]) -> list[str]:
-    """Modules as the forward comes through them; one that holds others after the last of them."""
-    parameters: dict[str, int] = {}
-    called: dict[str, int] = {}
+    """Modules as the forward comes through them; those that a fused kernel never called stand before what encloses them."""
+    called: dict[str, None] = {}
+    owners: dict[str, None] = {}  # of parameters
     for view in found:
         for number, key in enumerate(view.keys):
-            module = _module(view, number)
             if key.kind in ("output", "input"):
-                called.setdefault(module, len(called))
-            elif key.kind in ("weight", "gradient", "update") and module not in NOWHERE:
-                parameters.setdefault(module, len(parameters))
-    places: dict[str, tuple[float, int]] = {}
-    last = -1.0
-    for module in called:
-        inside = [n for name, n in parameters.items() if f"{name}.".startswith(f"{module}.")]
-        last = float(max(inside)) if inside else last
-        places[module] = (last, -len(module))
-    for module, n in parameters.items():
-        places.setdefault(module, (float(n), -len(module)))
-    return sorted(places, key=lambda module: places[module])
+                called.setdefault(key.name)
+            elif key.kind in ("weight", "gradient", "update"):
+                owners.setdefault(_module(view, number))
+    waiting: dict[str, list[str]] = {}
+    for module in owners:
+        if module not in called and module not in NOWHERE:
+            waiting.setdefault(_enclosing(module, called), []).append(module)
+    return [
+        one for module in (*called, "") for one in (*waiting.get(module, ()), module) if one not in NOWHERE
+    ]
+
+
+def _enclosing(module: str, called: Container[str]) -> str:
+    """The innermost module around this one that was called, or nothing."""
+    while module and module not in called:
+        module = module.rpartition(".")[0]
+    return module
 
 
 def _raise(cells: dict[str, Cell], group: str, view: View, number: int) -> None:

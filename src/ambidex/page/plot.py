@@ -79,9 +79,12 @@ def figure(name: str, title: str, description: str, x: Scale, y: Scale, *, lines
         [_band_key(band) for band in bands if band.points],
         class_="legend",
     )
-    return el(
-        "figure", el(f"h{level}", title), legend, plot, el("figcaption", caption) if caption else None, table
+    below = (
+        el("figcaption", el("p", caption) if caption else None, table)
+        if caption or table is not None
+        else None
     )
+    return el("figure", el(f"h{level}", title), legend, plot, below)
 
 
 def _axes(x: Scale, y: Scale) -> list[Element]:
@@ -188,4 +191,4 @@ def _segment(a: float, b: float, c: float, d: float, name: str) -> Element:
 
 
 def _text(a: float, b: float, words: str, anchor: str) -> Element:
-    return el("text", words, x=f"{a:.1f}", y=f"{b:.1f}", text_anchor=anchor)
+    return el("text", words, x=f"{a:.1f}", y=f"{b:.1f}", text_anchor=anchor, paint_order="stroke")
