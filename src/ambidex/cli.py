@@ -254,13 +254,21 @@ def report(arguments: list[str]) -> int:
 def top(arguments: list[str]) -> int:
     parser = Parser(prog="ambidex top", description=COMMANDS["top"], allow_abbrev=False)
     parser.add_argument(
-        "dir", metavar="DIR", type=Path, nargs="?", help="a folder of runs, or one run [AMBIDEX_RUNS, or runs]"
+        "dir",
+        metavar="DIR",
+        type=Path,
+        nargs="?",
+        help="a folder of runs, or one run [AMBIDEX_RUNS, or runs]",
     )
     parser.add_argument("--once", action="store_true", help="print once, on a terminal too")
     parser.add_argument("--every", type=float, default=2.0, metavar="SECONDS", help="between two looks [2]")
     options = parser.parse_args(arguments)
     if not 0.1 <= options.every <= 3600:
-        raise Problems(Problem("--every has a value that it cannot have.", found=str(options.every), wanted="0.1 to 3600"))
+        raise Problems(
+            Problem(
+                "--every has a value that it cannot have.", found=str(options.every), wanted="0.1 to 3600"
+            )
+        )
     from ambidex import top as room
 
     folder = options.dir or Path(os.environ.get("AMBIDEX_RUNS") or "runs")

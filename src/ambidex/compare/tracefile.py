@@ -99,7 +99,7 @@ class Trace:
     feeds: dict[str, list[str]] = field(default_factory=dict)  # a module, and those that read its output
     shapes: dict[str, list[int]] = field(default_factory=dict)  # "KIND NAME" -> shape of the whole tensor
     floor_legs: list[str] = field(default_factory=list)  # what the floor was measured with
-    losses: dict[str, list[float]] = field(default_factory=dict)  # of the same training with other roundings, from step 0
+    losses: dict[str, list[float]] = field(default_factory=dict)  # of other roundings, a step each
 
 
 def write(trace: Trace) -> bytes:
