@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -49,7 +48,7 @@ def test_each_run_is_a_line_with_step_of_steps_loss_speed_time_left_and_checkpoi
         going.unlock()
     assert found[0].split() == ["run", "state", "step", "loss", "tokens/s", "left", "checkpoint"]
     assert found[1].split() == [
-        os.path.join("cpu", "going"),
+        str(Path("cpu", "going")),
         "training",
         "4",
         "/",
@@ -59,7 +58,7 @@ def test_each_run_is_a_line_with_step_of_steps_loss_speed_time_left_and_checkpoi
         "2s",
         "step",
         "4",
-    ]  # noqa: PTH118
+    ]
     assert found[2].split() == ["done", "finished", "8", "/", "8", "0.6250", "128", "-", "step", "8"]
     assert found[-1].endswith("1 training")
 

@@ -183,7 +183,7 @@ class Settings(BaseModel):
         numeric=False, group="comparing",
     )  # fmt: skip
     trace_band: int = setting(
-        64, "With --trace: steps that are trained twice more with other roundings, for the band around the loss curve.",
+        32, "With --trace: steps that are trained twice more with other roundings, for the band around the loss curve.",
         numeric=False, group="comparing", ge=0, le=LARGEST,
     )  # fmt: skip
     from_trace: str = setting(

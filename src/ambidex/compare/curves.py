@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from ambidex.page.scale import linear, logarithmic
 from ambidex.rows import Row
 
 TABLE_STEPS = 12
+ROUNDING = "what rounding alone may do"
 VISIBLE = 0.004  # of the plot's height: a thinner band is hidden by the line
 
 
@@ -40,11 +42,7 @@ def loss_figures(curves: Sequence[Curve], reference: Folder) -> list[Element]:
     steps = [step for _, curve in drawn for step, _ in curve.points]
     losses = [loss for _, curve in drawn for _, loss in curve.points]
     band = rounding_band(reference, curves[0].rows)
-    around = (
-        [Band("what rounding alone may do", [(s, loss * (1 - b), loss * (1 + b)) for s, loss, b in band])]
-        if band
-        else []
-    )
+    around = [Band(ROUNDING, [(s, loss * (1 - b), loss * (1 + b)) for s, loss, b in band])] if band else []
     scale = linear("loss (nats per token)", losses)
     thin = band and max(2 * widest * abs(loss) for _, loss, widest in band) < VISIBLE * (
         scale.high - scale.low
@@ -91,43 +89,57 @@ def rounding_band(reference: Folder, rows: Sequence[Row]) -> list[tuple[float, f
     return band
 
 
-def _distances(curves: Sequence[Curve]) -> list[tuple[int, str, list[tuple[float, float]]]]:
-    """For each leg after the first: its loss's relative distance from the first's, by step."""
+class Apart(NamedTuple):
+    """How far one leg's losses are from the first leg's, relative, by step."""
+
+    number: int
+    name: str
+    distance: dict[float, float]
+
+
+def _distances(curves: Sequence[Curve]) -> list[Apart]:
     own = dict(curves[0].points)
-    found = []
-    for number, curve in enumerate(curves[1:], 1):
-        points = [(s, abs(loss - own[s]) / abs(own[s])) for s, loss in curve.points if own.get(s)]
-        if points:
-            found.append((number, curve.name, points))
-    return found
+    found = [
+        Apart(number, curve.name, {s: abs(loss - own[s]) / abs(own[s]) for s, loss in curve.points if own.get(s)})
+        for number, curve in enumerate(curves[1:], 1)
+    ]  # fmt: skip
+    return [one for one in found if one.distance]
 
 
-def _distance_figure(apart: Sequence[tuple[int, str, list[tuple[float, float]]]],
-                     band: Sequence[tuple[float, float, float]]) -> Element:  # fmt: skip
-    lines = [Line(name, points, n, dots=True, joined=False) for n, name, points in apart]
-    values = [d for _, _, points in apart for _, d in points if d > 0] + [b for *_, b in band]
-    equal = [name for _, name, points in apart if not any(d for _, d in points)]
-    words = (
-        f"Equal in every digit at every step: {short(', '.join(equal))}. "
-        if equal
-        else "Marks at the foot: equal in every digit. "
-    )
-    caption = words + (
-        f"The band is the reference trained again with other roundings, over its first {band[-1][0]:.0f} steps: the largest "
-        "distance seen by then. Beyond them nothing was measured (--trace-band asks for more)."
-        if band else "No band: the reference was trained without --trace, or with --trace-band 0."
-    )  # fmt: skip
-    scale = logarithmic("relative distance", values)
-    steps = [s for _, _, points in apart for s, _ in points]
-    around = [Band("what rounding alone may do", [(s, scale.low, b) for s, _, b in band])] if band else []
+def _distance_figure(apart: Sequence[Apart], band: Sequence[tuple[float, float, float]]) -> Element:
+    """The legs' distances as marks, since an equal loss between two others is no line, and the band below them."""
+    lines = [Line(one.name, list(one.distance.items()), one.number, dots=True, joined=False) for one in apart]
+    steps = sorted({step for one in apart for step in one.distance})
     within = {step: widest for step, _, widest in band}
-    rows = [[f"{s:.0f}", *(f"{dict(points).get(s, math.nan):.2e}" for *_, points in apart),
-             f"{within[s]:.2e}" if s in within else "not measured"]
-            for s in _some(sorted({s for _, _, points in apart for s, _ in points}))]  # fmt: skip
-    numbers = table("Distance of the training loss from the reference's, relative", ["step", *(name for _, name, _ in apart), "rounding alone"],
-                    rows, numbers=range(1, len(apart) + 2))  # fmt: skip
-    return figure("distance", "Distance from the reference's loss", "Relative distance of each run's training loss from the reference's, by step, and the band of rounding.",
-                  linear("step", steps), scale, lines=lines, bands=around, caption=caption, table=folded("The same as a table", numbers))  # fmt: skip
+    values = [d for one in apart for d in one.distance.values() if d > 0] + list(within.values())
+    scale = logarithmic("relative distance", values)
+    around = [Band(ROUNDING, [(step, scale.low, widest) for step, widest in within.items()])] if band else []
+    rows = [[f"{step:.0f}", *(f"{one.distance[step]:.2e}" if step in one.distance else "" for one in apart),
+             f"{within[step]:.2e}" if step in within else "not measured"] for step in _some(steps)]  # fmt: skip
+    numbers = table("Distance of the training loss from the reference's, relative",
+                    ["step", *(one.name for one in apart), "rounding alone"], rows, numbers=range(1, len(apart) + 2))  # fmt: skip
+    return figure(
+        "distance", "Distance from the reference's loss",
+        "Relative distance of each run's training loss from the reference's, by step, and the band of rounding.",
+        linear("step", steps), scale, lines=lines, bands=around, caption=_distance_words(apart, band, steps[-1]),
+        table=folded("The same as a table", numbers),
+    )  # fmt: skip
+
+
+def _distance_words(apart: Sequence[Apart], band: Sequence[tuple[float, float, float]], last: float) -> str:
+    equal = [one.name for one in apart if not any(one.distance.values())]
+    words = [f"Equal in every digit at every step: {short(', '.join(equal))}."] if equal else []
+    if not equal and any(0.0 in one.distance.values() for one in apart):
+        words.append("Marks at the foot: equal in every digit.")
+    if band:
+        words.append(
+            "The band is the reference trained again with other roundings: the largest distance seen by then."
+        )
+        if band[-1][0] < last:
+            words.append(f"It was measured for {band[-1][0]:.0f} steps; --trace-band N measures it for N.")
+    else:
+        words.append("No band: the reference was trained without --trace.")
+    return " ".join(words)
 
 
 def _loss_table(curves: Sequence[Curve]) -> Element:
