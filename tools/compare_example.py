@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGE, PICTURE = DOCS / "compare-example.html", DOCS / "compare-example.png"
+PAGE, PICTURE = "compare-example.html", "compare-example.png"
 WINDOW = "1140,1290"  # CSS pixels: verdict, loss, and error over floor
 TRAIN = ["train", "--preset", "nano", "--steps", "100", "--precision", "fp32", "--threads", "1", "--trace"]
 LEGS = {  # name -> flags, environment
@@ -34,7 +34,11 @@ def main() -> int:
         "runs", nargs="*", type=Path, metavar="RUN", help="run folders; none: two are trained"
     )
     parser.add_argument("--keep", type=Path, help="train the two in this folder and leave them there")
+    parser.add_argument("--to", type=Path, default=DOCS, help="where page and picture go [docs]")
+    parser.add_argument("--no-picture", action="store_true", help="write the page alone")
     options = parser.parse_args()
+    options.to.mkdir(parents=True, exist_ok=True)
+    page = options.to.resolve() / PAGE
     with tempfile.TemporaryDirectory() as scratch:
         folder = (options.keep or Path(scratch)).resolve()
         if options.runs:
@@ -43,9 +47,9 @@ def main() -> int:
             train(folder)
         # Named from the folder that holds them, so that no path of this machine is on the page.
         names = [os.path.relpath(run.resolve(), folder) for run in options.runs] or list(LEGS)
-        code = ambidex(folder, ["compare", *names, "--html", str(PAGE)], {})
-    if code <= 2:
-        photograph(PAGE, PICTURE)
+        code = ambidex(folder, ["compare", *names, "--html", str(page)], {})
+    if code <= 2 and not options.no_picture:
+        photograph(page, options.to.resolve() / PICTURE)
     return code
 
 
