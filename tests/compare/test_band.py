@@ -14,7 +14,9 @@ from ambidex.rows import METRICS, read_metrics
 
 
 @pytest.mark.parametrize(("precision", "near"), [("fp32", 1e-4), ("bf16", 0.2)])
-def test_the_band_is_measured_over_the_steps_asked_for(train: Callable[..., Path], precision: str, near: float) -> None:
+def test_the_band_is_measured_over_the_steps_asked_for(
+    train: Callable[..., Path], precision: str, near: float
+) -> None:
     plain = train(steps=4, evaluate_every=4, precision=precision)
     run = train(steps=4, evaluate_every=4, precision=precision, trace_band=3)
     rows = read_metrics(run / METRICS)
