@@ -19,7 +19,7 @@ from ambidex.compare.curves import rounding_band
 from ambidex.compare.judge import judge
 from ambidex.compare.page import page
 from ambidex.compare.ratios import depth_order
-from ambidex.compare.tracefile import Key, Trace
+from ambidex.compare.tracefile import Key, Leg, Trace
 from ambidex.errors import Exit
 from ambidex.rows import Row, render_rows
 
@@ -172,6 +172,14 @@ def test_the_page_of_a_large_model_is_small(tmp_path: Path) -> None:
         (paths[-1] / "metrics.csv").write_text(render_rows(rows(10_000), header=True), "utf-8")
     _, text = compared(tmp_path / "page.html", *paths)
     assert len(text) < 500_000
+
+
+def test_a_trace_of_a_thousand_states_and_blocks_is_no_large_page() -> None:
+    many = {Leg("state", start, "fp32"): table(steps=(start,)) for start in range(1000)}
+    for n, one in enumerate(many.values()):
+        one.keys[:] = [Key(k.step, k.kind, k.name.replace("layers.0", f"layers.{n}")) for k in one.keys]
+        one.__post_init__()
+    assert len(page([judge(folder("a", legs=many), folder("b", legs=many, origin="a"))])) < 500_000
 
 
 def test_the_band_is_what_other_roundings_did_and_never_falls() -> None:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from ambidex.compare.align import DIFFERENT, EXACT, TOO_HIGH, View
 from ambidex.compare.judge import Finding, Verdict
-from ambidex.page.markup import Element, folded, table
+from ambidex.page.markup import Element, folded, short, table
 from ambidex.page.plot import Line, Note, Rule, figure
 from ambidex.page.scale import Scale, categories, logarithmic
 
@@ -193,7 +193,7 @@ def _step_figure(cells: dict[str, dict[str, Cell]], name: str) -> Element:
             for p, part, step in zip(places, parts, steps)]  # fmt: skip
     middles = [Note((min(some) + max(some)) / 2, part.rpartition(" ")[0]) for part in dict.fromkeys(parts)
                if len(some := [n for n, other in enumerate(parts) if other == part]) > 1 or len(places) < 9]  # fmt: skip
-    order = ", ".join(dict.fromkeys(_spelled(part) for part in parts))
+    order = short(", ".join(dict.fromkeys(_spelled(part) for part in parts)), 800)
     caption = f"The worst tensor of each step. From left to right: {order}."
     numbers = table(
         "Error over floor by step",

@@ -63,14 +63,14 @@ def figure(name: str, title: str, description: str, x: Scale, y: Scale, *, lines
               viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", class_="plot",
               aria_labelledby=f"{name}-title {name}-desc")  # fmt: skip
     plot.extend(_axes(x, y))
-    for wall in walls:
+    for wall in walls if len(walls) <= MOST // 4 else ():
         plot.append(_segment(_x(x, wall), TOP, _x(x, wall), HEIGHT - BOTTOM, "grid"))
     plot.extend(_band(x, y, band) for band in bands if band.points)
     for rule in rules:
         height = _y(y, rule.at)
         plot.append(_segment(LEFT, height, WIDTH - RIGHT, height, "rule"))
         plot.append(_text(WIDTH - RIGHT, height - 3, rule.label, "end"))
-    plot.extend(_text(_x(x, note.at), TOP - 8, note.label, "middle") for note in notes)
+    plot.extend(_text(_x(x, note.at), TOP - 8, note.label, "middle") for note in notes[:12])
     for line in lines:
         plot.extend(_line(x, y, line))
     legend = el(
