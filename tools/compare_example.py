@@ -18,7 +18,7 @@ from pathlib import Path
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE, PICTURE = "compare-example.html", "compare-example.png"
-WINDOW = "1140,1290"  # CSS pixels: verdict, loss, and error over floor
+WINDOW = "1140,1690"  # CSS pixels: verdict, loss, and error over floor
 TRAIN = ["train", "--preset", "nano", "--steps", "100", "--precision", "fp32", "--threads", "1", "--trace"]
 LEGS = {  # name -> flags, environment
     "native": (["--trace-states", "--trace-band", "100"], {}),
