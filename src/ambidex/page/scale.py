@@ -37,8 +37,9 @@ def linear(label: str, values: Iterable[float], *, from_zero: bool = False) -> S
     low, high = min(found, default=0.0), max(found, default=1.0)
     if from_zero:
         low, high = min(0.0, low), max(0.0, high)
-    if high - low <= 1e-12 * max(abs(low), abs(high)):
-        low, high = low - (abs(low) * 0.01 or 1.0), high + (abs(high) * 0.01 or 1.0)
+    if high - low <= max(1e-12 * max(abs(low), abs(high)), SMALLEST):
+        room = 0.01 * max(abs(low), abs(high))
+        low, high = low - max(room, SMALLEST), high + max(room, SMALLEST)
     step = nice((high - low) / 5)
     first = math.floor(low / step) if from_zero or (low % step) < 0.35 * step else math.ceil(low / step)
     low = min(low, first * step)
