@@ -38,7 +38,7 @@ def linear(label: str, values: Iterable[float], *, from_zero: bool = False) -> S
     if from_zero:
         low, high = min(0.0, low), max(0.0, high)
     if high - low <= max(1e-12 * max(abs(low), abs(high)), SMALLEST):
-        room = 0.01 * max(abs(low), abs(high))
+        room = 0.01 * max(abs(low), abs(high)) or 1.0
         low, high = low - max(room, SMALLEST), high + max(room, SMALLEST)
     step = nice((high - low) / 5)
     first = math.floor(low / step) if from_zero or (low % step) < 0.35 * step else math.ceil(low / step)
