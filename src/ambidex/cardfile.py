@@ -8,7 +8,7 @@ from typing import Any
 
 from ambidex.errors import Exit, Problem, Problems
 from ambidex.escaping import one_line
-from ambidex.storage import read_small
+from ambidex.files import read_small
 
 CARD = "card.json"
 LARGEST = 1 << 22  # bytes; ours are under 10 kB

@@ -27,7 +27,7 @@ from torch import Tensor
 from ambidex import tensorfile
 from ambidex.errors import Exit, Problem, Problems
 from ambidex.escaping import one_line
-from ambidex.storage import open_plain, read_small, sync_file, sync_folder, write_synced
+from ambidex.files import open_plain, read_small, sync_file, sync_folder, write_synced
 from ambidex.tensorfile import Shapes
 
 MODEL, OPTIMIZER, STATE, MANIFEST = (

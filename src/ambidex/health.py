@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ambidex.storage import open_plain, replace_synced
+from ambidex.files import open_plain, replace_synced
 
 HEALTH = "health.jsonl"
 MOST_SKIPPED = 20  # steps in a row: after so many a run is lost, whatever the policy

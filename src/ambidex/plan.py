@@ -111,9 +111,17 @@ def tensors_of(settings: Settings, vocabulary_size: int) -> Wanted:
     with torch.device("meta"):
         model = LanguageModel(shape)
     optimizer = Optimizer(
-        model, kind=settings.optimizer, betas=(0.9, 0.9), epsilon=1e-8, momentum=0.9, weight_decay=0.0, clip=0.0
+        model,
+        kind=settings.optimizer,
+        betas=(0.9, 0.9),
+        epsilon=1e-8,
+        momentum=0.9,
+        weight_decay=0.0,
+        clip=0.0,
     )
-    return Wanted({name: tuple(weight.shape) for name, weight in model.named_parameters()}, optimizer.shapes())
+    return Wanted(
+        {name: tuple(weight.shape) for name, weight in model.named_parameters()}, optimizer.shapes()
+    )
 
 
 @dataclass(frozen=True)

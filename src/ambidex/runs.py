@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import errno
 import io
 import json
@@ -11,7 +10,6 @@ import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,46 +20,14 @@ from ambidex.cardfile import CARD, read_card
 from ambidex.device import image
 from ambidex.errors import Exit, Problem, Problems
 from ambidex.escaping import printable as escaped
-from ambidex.storage import open_plain, read_small, replace_synced, sync_folder
+from ambidex.files import read_small, replace_synced, sync_folder
+from ambidex.glance import LOCK
+from ambidex.rows import METRICS, Row, read_metrics, render_rows
 
-COLUMNS = ("step", "tokens", "loss", "val_loss", "lr", "grad_norm", "seconds", "tokens_per_second")
-METRICS, PLOT, SAMPLES, SUMMARY = "metrics.csv", "loss.png", "samples.md", "summary.md"
+PLOT, SAMPLES, SUMMARY = "loss.png", "samples.md", "summary.md"
 TOKENIZER = "tokenizer.json"
 CARD_FORMAT = 1
-LARGEST_METRICS = 1 << 30  # bytes; a million steps take a tenth of it
 LARGEST_SAMPLES = 1 << 26
-LONGEST_ROW = 1 << 12  # characters
-
-
-@dataclass(frozen=True)
-class Row:
-    """One step. ``tokens`` and ``seconds`` count from the run's start; ``val_loss`` is None where not evaluated."""
-
-    step: int
-    tokens: int
-    loss: float  # nats per token
-    val_loss: float | None
-    lr: float
-    grad_norm: float
-    seconds: float
-    tokens_per_second: float
-
-    def cells(self) -> list[str]:
-        return ["" if value is None else repr(value) for value in (getattr(self, name) for name in COLUMNS)]
-
-    @classmethod
-    def parse(cls, cells: Mapping[str, str]) -> Row:
-        """Raises ValueError or KeyError for anything that is no row of ours."""
-        return cls(
-            step=int(cells["step"]),
-            tokens=int(cells["tokens"]),
-            loss=float(cells["loss"]),
-            val_loss=float(cells["val_loss"]) if cells["val_loss"] else None,
-            lr=float(cells["lr"]),
-            grad_norm=float(cells["grad_norm"]),
-            seconds=float(cells["seconds"]),
-            tokens_per_second=float(cells["tokens_per_second"]),
-        )
 
 
 class Run:
@@ -69,7 +35,8 @@ class Run:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        self._lock = FileLock(self.path / ".lock", timeout=0)
+        # Long enough for `ambidex top` to have looked, far too short for a training to end.
+        self._lock = FileLock(self.path / LOCK, timeout=0.3)
         self.watcher: Callable[[Row], None] | None = None  # is told of each row
         self._unwritten: list[Row] = []  # rows that a full disk would not take
 
@@ -234,44 +201,6 @@ class Run:
         """Whether a checkpoint of the last step is there. Looks at names only."""
         steps = checkpoint.steps_in(self.checkpoints)
         return bool(steps) and steps[-1] >= int(self.card["config"]["steps"])
-
-
-def read_metrics(path: Path) -> list[Row]:
-    """Rows of a metrics file. A last line cut short by a kill is left out, since its step is trained again."""
-    rows: list[Row] = []
-    try:
-        with io.TextIOWrapper(io.BufferedReader(open_plain(path)), "utf-8", newline="") as file:
-            if os.fstat(file.fileno()).st_size > LARGEST_METRICS:
-                raise _too_large(path)
-            lines = iter(lambda: file.readline(LONGEST_ROW), "")
-            for cells in csv.DictReader(lines):
-                try:
-                    rows.append(Row.parse(cells))
-                except (KeyError, ValueError, TypeError):
-                    break
-    except (OSError, ValueError, csv.Error):
-        return rows
-    return rows
-
-
-def _too_large(path: Path) -> Problems:
-    return Problems(
-        Problem(
-            f"{METRICS} is too large to be read.",
-            found=str(path),
-            wanted=f"at most {LARGEST_METRICS:,} bytes",
-        ),
-        Exit.DATA,
-    )
-
-
-def render_rows(rows: Sequence[Row], *, header: bool) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    if header:
-        writer.writerow(COLUMNS)
-    writer.writerows(row.cells() for row in rows)
-    return text.getvalue()
 
 
 def printable(text: str) -> str:

@@ -11,7 +11,7 @@ from types import TracebackType
 from tqdm import tqdm
 
 from ambidex.escaping import printable
-from ambidex.runs import Row
+from ambidex.rows import Row
 
 
 def line(word: str, text: str) -> None:

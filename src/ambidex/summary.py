@@ -13,6 +13,7 @@ from ambidex.config import Resolved, Settings
 from ambidex.engine import Device, available_bytes
 from ambidex.escaping import markdown, one_line
 from ambidex.model import Shape
+from ambidex.rows import METRICS, Row
 from ambidex.runs import Run
 from ambidex.saver import SPARE
 from ambidex.screen import line
@@ -122,7 +123,7 @@ def write_summary(trainer: Trainer, run: Run) -> None:
     run.write(runs.SUMMARY, "\n".join(lines))
 
 
-def _unwell(run: Run, rows: list[runs.Row]) -> str:
+def _unwell(run: Run, rows: list[Row]) -> str:
     """Loss spikes, and steps whose update was skipped or at which the run stopped: how many, and the first few."""
     steps = {"spike": set(health.spike_steps([(row.step, row.loss) for row in rows]))}
     for entry in health.recorded(run.path):
@@ -161,6 +162,6 @@ def show_end(trainer: Trainer, run: Run) -> None:
         loss = evaluated[-1] or 0.0
         line("done", f"validation loss {loss:.4f} nats per token, {bits_per_byte(loss, trainer.tokens):.3f} bits per byte, "
                      f"in {trainer.seconds:.0f} s of training")  # fmt: skip
-    line("see", f"{run.path}{os.sep}{{{runs.PLOT},{runs.SAMPLES},{runs.SUMMARY},{runs.METRICS}}}")
+    line("see", f"{run.path}{os.sep}{{{runs.PLOT},{runs.SAMPLES},{runs.SUMMARY},{METRICS}}}")
     for command in next_commands(run, trainer.step < trainer.settings.steps):
         line("next", command)

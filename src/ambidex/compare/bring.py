@@ -30,7 +30,8 @@ from ambidex.compare.tracefile import Leg, Table, Trace, floor_of
 from ambidex.device import cpu as processor
 from ambidex.engine import numerics
 from ambidex.errors import Exit, Problem, Problems
-from ambidex.storage import replace_synced
+from ambidex.files import replace_synced
+from ambidex.rows import METRICS
 
 STEPS = (0, 1, 2, 4, 8)
 
@@ -157,7 +158,7 @@ def _raise_floor(found: Trace, table: Table, name: str) -> None:
 
 
 def _refuse_other(folder: Path) -> None:
-    if (folder / runs.METRICS).exists() or (folder / "checkpoints").exists():
+    if (folder / METRICS).exists() or (folder / "checkpoints").exists():
         raise Problems(
             Problem("The folder holds a run of ambidex train.", found=str(folder), wanted="a folder of its own for this trace")
         )  # fmt: skip

@@ -12,7 +12,7 @@ from typing import Any
 from ambidex.cardfile import CARD, read_card
 from ambidex.compare import tracefile
 from ambidex.compare.tracefile import Trace
-from ambidex.storage import open_plain
+from ambidex.files import open_plain
 
 LONGEST_ROW = 1 << 12  # characters
 

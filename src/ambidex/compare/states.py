@@ -20,7 +20,7 @@ from ambidex import checkpoint, tensorfile
 from ambidex.cardfile import read_card
 from ambidex.checkpoint import Checkpoint
 from ambidex.errors import Exit, Problem, Problems
-from ambidex.storage import open_plain, replace_synced
+from ambidex.files import open_plain, replace_synced
 
 PROBES = "probes"
 

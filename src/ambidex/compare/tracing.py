@@ -15,9 +15,9 @@ from ambidex.compare import states, tracefile
 from ambidex.compare.legs import Rebuild, TakingWatcher, Watcher, Workshop, play, recorder_for, with_floor
 from ambidex.compare.states import Reference
 from ambidex.compare.tracefile import Leg, Table, Trace
+from ambidex.files import replace_synced
 from ambidex.runs import Run
 from ambidex.screen import line
-from ambidex.storage import replace_synced
 from ambidex.trainer import Observer, Trainer
 
 PROBES = (0, 1, 2, 4, 8, 9, 16, 32, 64)
@@ -93,6 +93,9 @@ class Tracing(Observer):
         workshop = Workshop(self._rebuild, self._device, self._native)
         self._free_floor = workshop.floor_tables(state, {s for s in self._recorder.steps if s < count}, count)
         self._trace.floor_legs = list(self._free_floor)
+        if band := min(trainer.settings.trace_band, trainer.settings.steps):
+            line("trace", f"the loss of the first {band} steps twice more, with other roundings")
+            self._trace.losses = workshop.losses(state, band)
         del workshop
         if self._reference is not None:
             line(

@@ -16,7 +16,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ambidex.errors import Exit, Problem, Problems
-from ambidex.storage import sync_files, sync_folder
+from ambidex.files import sync_files, sync_folder
 
 _UNFINISHED = ".building-"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ambidex.errors import Exit, Problem, Problems
 from ambidex.escaping import one_line
-from ambidex.storage import read_small
+from ambidex.files import read_small
 from ambidex.text.bpe import BpeTokenizer
 from ambidex.text.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer
 
