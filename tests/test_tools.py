@@ -116,7 +116,8 @@ def test_a_cuda_build_from_the_default_index_bears_no_tag_and_brings_its_librari
     monkeypatch.setenv("AMBIDEX_TORCH_INDEX", "")
     monkeypatch.setattr(installer, "pip", pip := Pip(fails=1))
     assert installer.main(["torch>=2.5"]) == 0
-    assert pip.calls[1] == ("torch==2.6.0",)
+    # Three equals signs: a 2.6.0+cpu that lies in pip's find-links is not what is wanted.
+    assert pip.calls[1] == ("torch===2.6.0",)
 
 
 def test_none_leaves_torch_out_and_an_unknown_variant_is_an_error(installer, monkeypatch, capsys):
