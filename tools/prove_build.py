@@ -31,7 +31,7 @@ def main(environment: str) -> int:
         said = "no torch"
     else:
         found = {"torch": record.look_at_torch(), "packages": record.look_at_packages()}
-        wrong += wrong_torch(variant, found)
+        wrong += wrong_version(environment, found) if "-torch" in environment else wrong_torch(variant, found)
         said = in_words(found["torch"])
     for sentence in wrong:
         print(f"error: {environment} is not what its name says: {sentence}", file=sys.stderr)
@@ -65,6 +65,13 @@ def wrong_torch(variant: str, found: dict[str, Any]) -> list[str]:
     if pin and found["torch"]["git"] != pin["git"]:
         wrong.append(f"torch was built from {found['torch']['git']}, the pin says {pin['git']}")
     return wrong
+
+
+def wrong_version(environment: str, found: dict[str, Any]) -> list[str]:
+    """`py311-torch251` names a version of torch, of which any build will do: 2.5.1 is CUDA 12.4 on the default index."""
+    named = environment.rsplit("-torch", 1)[1]
+    version = found["torch"]["version"].partition("+")[0]
+    return [] if version.replace(".", "") == named else [f"torch is {version}"]
 
 
 def in_words(torch: dict[str, Any]) -> str:

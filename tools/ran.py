@@ -13,9 +13,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -47,21 +49,26 @@ def main(arguments: Sequence[str]) -> int:
 
 def complaints(result: dict[str, Any], required: Sequence[str]) -> list[str]:
     """A sentence for each required environment that did not run and pass, and for each test run in it that was empty."""
-    environments = result.get("testenvs", {})
     found = []
     for name in required:
-        entry = environments.get(name)
-        if not entry:
-            found.append(f"{name}: never started")
-        elif entry.get("result", {}).get("skipped") or entry.get("skipped"):
-            found.append(f"{name}: was skipped")
-        elif not entry.get("result", {}).get("success"):
-            found.append(f"{name}: failed")
-        elif not entry.get("test"):
-            found.append(f"{name}: ran no command")
-        else:
-            found += [f"{name}: {sentence}" for sentence in empty_runs(entry)]
+        entry = result.get("testenvs", {}).get(name, {})
+        found += [f"{name}: {sentence}" for sentence in [*failures(name, entry), *empty_runs(entry)]]
     return found
+
+
+def failures(name: str, entry: dict[str, Any]) -> list[str]:
+    """What tox itself says is wrong with one environment; empty where it ran and passed."""
+    if not entry:
+        return ["never started"]
+    if entry.get("result", {}).get("skipped") or entry.get("skipped"):
+        return ["was skipped"]
+    if not entry.get("result", {}).get("success"):
+        return ["failed"]
+    if not entry.get("test"):
+        return ["ran no command"]
+    if re.match(r"py3\d+-", name) and not proof(entry):
+        return ["did not prove which build it tests"]
+    return []
 
 
 def empty_runs(entry: dict[str, Any]) -> Iterator[str]:
@@ -107,7 +114,10 @@ def summary(result: dict[str, Any], required: Sequence[str]) -> str:
     lines = ["| environment | | seconds | tests | proved |", "|---|---|---:|---|---|"]
     lines += [row(name, environments.get(name, {})) for name in named]
     left_out = [
-        line for name in named for path in report_paths(environments.get(name, {})) for line in not_run(name, path)
+        line
+        for name in named
+        for path in report_paths(environments.get(name, {}))
+        for line in not_run(name, path)
     ]
     others = [name for name in environments if name not in named and not name.startswith(".pkg")]
     if others:
@@ -117,7 +127,15 @@ def summary(result: dict[str, Any], required: Sequence[str]) -> str:
 
 def row(name: str, entry: dict[str, Any]) -> str:
     outcome = entry.get("result", {})
-    word = "ok" if outcome.get("success") else "skipped" if outcome.get("skipped") else "NOT OK" if entry else "not run"
+    word = (
+        "ok"
+        if outcome.get("success")
+        else "skipped"
+        if outcome.get("skipped")
+        else "NOT OK"
+        if entry
+        else "not run"
+    )
     reports = [report for path in report_paths(entry) if (report := read_report(path))]
     counts = Counter(test["outcome"] for report in reports for test in report["tests"].values())
     said = ", ".join(f"{counts[word]} {word}" for word in ("passed", "failed", "skipped") if counts[word])
@@ -155,7 +173,7 @@ def report_paths(entry: dict[str, Any]) -> list[Path]:
     found = []
     for command in entry.get("test", []):
         words = command.get("command", [])
-        found += [Path(after) for word, after in zip(words, words[1:], strict=False) if word == "--ran"]
+        found += [Path(after) for word, after in pairwise(words) if word == "--ran"]
     return found
 
 

@@ -29,7 +29,10 @@ def image() -> None:
     if wrong := check.engine_problems():
         pytest.fail(wrong[0], pytrace=False)
     if subprocess.run(["docker", "image", "inspect", IMAGE], capture_output=True, check=False).returncode:
-        pytest.fail(f"AMBIDEX_IMAGE names {IMAGE}, and there is no such image: python3 docker/build.py cpu", pytrace=False)
+        pytest.fail(
+            f"AMBIDEX_IMAGE names {IMAGE}, and there is no such image: python3 docker/build.py cpu",
+            pytrace=False,
+        )
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

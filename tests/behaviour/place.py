@@ -57,7 +57,9 @@ class Place:
             while not reached() and process.poll() is None and time.monotonic() < deadline:
                 time.sleep(0.05)
             if IMAGE:
-                subprocess.run(["docker", "stop", "--time", "60", self.names[-1]], capture_output=True, check=False)
+                subprocess.run(
+                    ["docker", "stop", "--time", "60", self.names[-1]], capture_output=True, check=False
+                )
             elif process.poll() is None:
                 process.send_signal(signal.SIGTERM)
             out, _ = process.communicate(timeout=90)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ import pytest
 
 from .place import IMAGE, Place
 
-TINY = ("--data story.txt --layers 1 --width 32 --heads 2 --kv-heads 1 --feed-forward 64 --context 32 --batch-size 2 "
-        "--precision fp32 --evaluation-tokens 256 --sample-tokens 0").split()  # fmt: skip
+TINY = shlex.split(
+    "--data story.txt --layers 1 --width 32 --heads 2 --kv-heads 1 --feed-forward 64 --context 32 --batch-size 2 "
+    "--precision fp32 --evaluation-tokens 256 --sample-tokens 0"
+)
 
 
 def train(place: Place, device: str, out: str, *flags: str) -> Path:
@@ -48,7 +51,9 @@ def test_the_doctor_calls_the_device_usable(place: Place, device: str) -> None:
 
 
 def test_a_run_names_its_device_first_and_leaves_what_the_contract_says(place: Place, device: str) -> None:
-    done = place.run("train", *TINY, "--device", device, "--out", "run", "--steps", "6", "--sample-tokens", "8")
+    done = place.run(
+        "train", *TINY, "--device", device, "--out", "run", "--steps", "6", "--sample-tokens", "8"
+    )
     assert done.code == 0, str(done)
     lines = [line for line in done.out.splitlines() if not line.startswith("image ")]
     assert lines[0].startswith(f"device   {device}")
@@ -63,7 +68,9 @@ def test_a_run_names_its_device_first_and_leaves_what_the_contract_says(place: P
         assert hashlib.sha256((saved / name).read_bytes()).hexdigest() == facts["sha256"], name
 
 
-@pytest.mark.skipif(sys.platform == "win32" and not IMAGE, reason="Windows has no SIGTERM that a process can hear")
+@pytest.mark.skipif(
+    sys.platform == "win32" and not IMAGE, reason="Windows has no SIGTERM that a process can hear"
+)
 def test_stopped_and_resumed_ends_in_the_bits_of_an_uninterrupted_run(place: Place, device: str) -> None:
     long = ("--steps", "400", "--evaluate-every", "100000", "--save-every", "100000")
     whole = train(place, device, "whole", *long)
@@ -110,7 +117,9 @@ def test_a_finished_run_can_be_sampled(place: Place, device: str) -> None:
         (("compare", "nowhere", "neither"), 3, ["nowhere", "neither"]),
     ],
 )
-def test_what_is_wrong_is_said_at_once_in_words(words: tuple[str, ...], code: int, said: list[str], place: Place) -> None:
+def test_what_is_wrong_is_said_at_once_in_words(
+    words: tuple[str, ...], code: int, said: list[str], place: Place
+) -> None:
     done = place.run(*words)
     assert done.code == code, str(done)
     assert all(word in done.err for word in said), str(done)
