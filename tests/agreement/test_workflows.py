@@ -20,7 +20,7 @@ def steps(path: Path) -> list[dict[str, Any]]:
 
 def environments(path: Path) -> set[str]:
     """The environments that a workflow names: in its commands, or in a variable that its commands use."""
-    found = set(re.findall(r"tox (?:run|exec)(?: -q)? -e ([\w-]+)", path.read_text("utf-8")))
+    found = set(re.findall(r"tox (?:run|exec)(?: -q+)? -e ([\w-]+)", path.read_text("utf-8")))
     return found | set(re.findall(r"^\s*ENVIRONMENT: (py[\w-]+)$", path.read_text("utf-8"), re.MULTILINE))
 
 
