@@ -122,6 +122,11 @@ def test_a_required_marker_has_to_have_passed_in_whole(
     assert found == ([f"tests marked gpu: {complaint}; all have to pass"] if complaint else [])
 
 
+def test_what_tox_skipped_is_no_success_in_the_summary() -> None:
+    skipped = result(result={"success": True, "skipped": True})
+    assert "| cpu | skipped |" in ran.summary(skipped, ["cpu"])
+
+
 def test_the_summary_says_what_did_not_run_and_why(tmp_path: Path) -> None:
     said = ran.summary(reported(tmp_path / "ran.json", a="passed", b="skipped"), ["lint", "cpu"])
     assert "| cpu | ok | 1 | 1 passed, 1 skipped |" in said
