@@ -110,7 +110,10 @@ def marker_complaints(result: dict[str, Any], required: Sequence[str], markers: 
 def summary(result: dict[str, Any], required: Sequence[str]) -> str:
     """A table of what ran, then every kind of test that did not, with its reason, then the environments nobody asked for."""
     environments = result.get("testenvs", {})
-    named = [*required, *(name for name, entry in environments.items() if entry and name not in required)]
+    named = [
+        *required,
+        *(name for name, entry in environments.items() if entry and name not in required and name[0] != "."),
+    ]
     lines = ["| environment | | seconds | tests | proved |", "|---|---|---:|---|---|"]
     lines += [row(name, environments.get(name, {})) for name in named]
     left_out = [
