@@ -18,6 +18,7 @@ COMMANDS = {
     "doctor": "will this build run on this machine, why, and what to type",
     "train": "train a model, on the device that works",
     "sample": "write text with a trained model",
+    "export": "a trained model as a folder for transformers, or as GGUF",
     "bench": "this machine's peak, and how near training comes to it",
     "compare": "are these runs the same, and where do they part",
     "presets": "list the presets, or print one to copy and change",
@@ -93,6 +94,7 @@ def run(arguments: list[str]) -> int:
             "doctor": doctor,
             "train": train,
             "sample": sample,
+            "export": export,
             "bench": bench,
             "compare": compare,
             "presets": presets,
@@ -255,3 +257,15 @@ def sample(arguments: list[str]) -> int:
         Path(options.run), options.prompt, options.tokens, temperature=options.temperature, top_k=options.top_k,
         seed=options.seed, device=options.device,
     )  # fmt: skip
+
+
+def export(arguments: list[str]) -> int:
+    parser = Parser(prog="ambidex export", description=COMMANDS["export"], allow_abbrev=False)
+    parser.add_argument("run", metavar="RUN", help="a run folder; its newest good checkpoint is taken")
+    parser.add_argument("--format", default="hf", help="hf: a folder for transformers; gguf: for llama.cpp and Ollama [hf]")
+    parser.add_argument("--to", required=True, metavar="DIR", help="a new folder, or an earlier export of the same format")
+    options = parser.parse_args(arguments)
+    from ambidex.export.command import export as room
+
+    room(options.run, options.format, options.to)
+    return Exit.DONE

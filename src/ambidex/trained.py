@@ -1,0 +1,45 @@
+"""The model that a run has come to: its newest good checkpoint, its tokenizer, and what was passed over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ambidex import checkpoint, plan, runs
+from ambidex.config import Settings
+from ambidex.errors import Exit, Problem, Problems
+from ambidex.model import LanguageModel
+from ambidex.resume import different_shapes, settings_of
+from ambidex.runs import Run
+from ambidex.text import Tokenizer, load_tokenizer
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Weights, in fp32 on the CPU, after ``step`` updates. ``skipped`` has a line for each checkpoint passed over."""
+
+    model: LanguageModel
+    tokenizer: Tokenizer
+    settings: Settings
+    card: dict[str, Any]
+    step: int
+    skipped: tuple[str, ...]
+
+
+def newest(run: Run) -> Trained:
+    """The newest good checkpoint of a run, as a model. Raises Problems (exit 3) where there is none that fits."""
+    card = run.card
+    settings = settings_of(card)
+    found = checkpoint.newest_good(run.checkpoints)
+    if found.checkpoint is None:
+        raise Problems(
+            Problem("The run has no good checkpoint.", found="; ".join(found.skipped) or f"{run.checkpoints} holds none",
+                    fix=f"ambidex train --resume --out {run.path}"), Exit.DATA,
+        )  # fmt: skip
+    tokenizer = load_tokenizer(run.path / runs.TOKENIZER)
+    model = LanguageModel(plan.shape_of(settings, tokenizer.vocabulary_size))
+    wanted = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
+    if wrong := different_shapes(checkpoint.MODEL, found.checkpoint.model, wanted):
+        raise Problems(wrong, Exit.DATA)
+    model.load_state_dict(found.checkpoint.model, strict=False)
+    return Trained(model, tokenizer, settings, card, found.checkpoint.step, found.skipped)
