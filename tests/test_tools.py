@@ -135,3 +135,7 @@ def test_torch_that_cannot_be_had_ends_in_a_sentence(installer, monkeypatch, cap
     error = capsys.readouterr().err
     assert "AMBIDEX_TORCH_INDEX" in error
     assert "PIP_FIND_LINKS" in error
+
+
+def test_the_page_of_errors_is_what_the_doctors_table_says():
+    assert tool("gpu_errors").main(["--check"]) == 0
