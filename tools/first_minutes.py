@@ -1,7 +1,7 @@
 """The first five minutes in a terminal, typed for real, and written to docs/first-minutes.md.
 
-    python tools/first_minutes.py            # types everything and writes the page
-    python tools/first_minutes.py --list     # what is typed
+python tools/first_minutes.py            # types everything and writes the page
+python tools/first_minutes.py --list     # what is typed
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ def type_all(folder: Path, environment: Mapping[str, str]) -> list[tuple[str, st
             name, _, value = words.pop(0).partition("=")
             environ[name] = value
         command = [sys.executable, "-m", *words] if words[0] == "ambidex" else words
-        done = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, encoding="utf-8", check=False)
+        done = subprocess.run(
+            command, cwd=folder, env=environ, capture_output=True, text=True, encoding="utf-8", check=False
+        )
         if done.returncode:
             raise RuntimeError(f"{typed}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
         shown.append((why, typed, done.stdout))

@@ -18,7 +18,9 @@ from ambidex.device.fingerprints import KNOWN
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "gpu-does-not-work.md"
-CONTEXT = "Python 3.11.9\n"  # a warning that names a GPU is judged by the rules, which ask which Python it was
+CONTEXT = (
+    "Python 3.11.9\n"  # a warning that names a GPU is judged by the rules, which ask which Python it was
+)
 MORE = {
     "cudnn_arch": "CUDNN_STATUS_NOT_SUPPORTED_ARCH_MISMATCH",
     "guard": "train.py:3 tried to start CUDA, but the CPU is forced",
@@ -49,9 +51,19 @@ def page() -> str:
     for cause, text in MORE.items():
         messages[cause].append(text)
     # What begins with "no kernel image" is what most people come with.
-    order = sorted(KNOWN, key=lambda known: known.id not in ("no_kernel_image", "not_compatible", "not_compiled"))
-    rows = [f"| [{_cell(messages[known.id][0])}](#{known.id.replace('_', '-')}) | {_short(messages[known.id][0])} |" for known in order]
-    return HEAD + "\n".join(rows) + "\n\n" + "\n".join(map(_entry, order, (messages[known.id] for known in order)))
+    order = sorted(
+        KNOWN, key=lambda known: known.id not in ("no_kernel_image", "not_compatible", "not_compiled")
+    )
+    rows = [
+        f"| [{_cell(messages[known.id][0])}](#{known.id.replace('_', '-')}) | {_short(messages[known.id][0])} |"
+        for known in order
+    ]
+    return (
+        HEAD
+        + "\n".join(rows)
+        + "\n\n"
+        + "\n".join(map(_entry, order, (messages[known.id] for known in order)))
+    )
 
 
 def _entry(known: object, texts: list[str]) -> str:
@@ -79,7 +91,13 @@ def _answer(found: Explained) -> str:
 def _title(text: str) -> str:
     line = " ".join(text.split())
     line = line if len(line) <= 90 else line[:87].rsplit(" ", 1)[0] + " ..."
-    return html.escape(line, quote=False).replace("_", r"\_").replace("*", r"\*").replace("`", "'").replace("[", r"\[")
+    return (
+        html.escape(line, quote=False)
+        .replace("_", r"\_")
+        .replace("*", r"\*")
+        .replace("`", "'")
+        .replace("[", r"\[")
+    )
 
 
 def _cell(text: str) -> str:
@@ -89,7 +107,9 @@ def _cell(text: str) -> str:
 def _short(text: str) -> str:
     """The first sentence of what the doctor says."""
     said = explain(CONTEXT + text).text
-    return _prose(re.split(r"(?<=[.:;]) ", said)[-1 if said.startswith("Error ") else 0].rstrip(".;:")).replace("|", r"\|")
+    return _prose(
+        re.split(r"(?<=[.:;]) ", said)[-1 if said.startswith("Error ") else 0].rstrip(".;:")
+    ).replace("|", r"\|")
 
 
 def _prose(text: str) -> str:
@@ -102,7 +122,10 @@ def main(arguments: list[str]) -> int:
     if "--check" in arguments:
         if PAGE.read_text("utf-8") == page():
             return 0
-        print(f"error: {PAGE.name} is not what the table says\n  do: python tools/gpu_errors.py", file=sys.stderr)
+        print(
+            f"error: {PAGE.name} is not what the table says\n  do: python tools/gpu_errors.py",
+            file=sys.stderr,
+        )
         return 1
     PAGE.write_text(page(), "utf-8", newline="\n")
     return 0

@@ -13,6 +13,7 @@ from printed import PRINTED, WARNING
 from ambidex.device import fingerprints
 from ambidex.device.explain import betrayed, explain
 
+
 @pytest.mark.parametrize(("text", "cause"), PRINTED.items())
 def test_a_known_error_is_named_and_comes_with_something_to_do(text: str, cause: str) -> None:
     found = explain(f"Traceback (most recent call last):\n  File 'x.py', line 1\n{text}\nAborted\n")

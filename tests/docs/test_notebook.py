@@ -9,7 +9,9 @@ import pytest
 
 NOTEBOOK = Path(__file__).parents[2] / "examples" / "first_lesson.ipynb"
 _LACKING = [name for name in ("nbclient", "nbformat", "ipykernel") if importlib.util.find_spec(name) is None]
-pytestmark = pytest.mark.skipif(bool(_LACKING), reason=f"not installed: {', '.join(_LACKING)}; tox run -e docs")
+pytestmark = pytest.mark.skipif(
+    bool(_LACKING), reason=f"not installed: {', '.join(_LACKING)}; tox run -e docs"
+)
 
 
 def test_every_cell_runs_and_shows_what_its_text_says(monkeypatch, story):
@@ -22,7 +24,9 @@ def test_every_cell_runs_and_shows_what_its_text_says(monkeypatch, story):
         monkeypatch.setenv(f"AMBIDEX_{name}", str(value))
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     NotebookClient(notebook, timeout=200, kernel_name="python3").execute()
-    kinds = {kind for cell in notebook.cells for out in cell.get("outputs", []) for kind in out.get("data", {})}
+    kinds = {
+        kind for cell in notebook.cells for out in cell.get("outputs", []) for kind in out.get("data", {})
+    }
     assert {"text/html", "image/png"} <= kinds
     shown = "".join(out.get("text", "") for cell in notebook.cells for out in cell.get("outputs", []))
     assert "device   " in shown
