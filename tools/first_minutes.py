@@ -30,7 +30,7 @@ TYPED = (
 HEAD = """# The first five minutes
 
 Typed by `python tools/first_minutes.py`, which wrote this page: nothing is shortened but the bar that moves while it
-trains. Your machine gives other numbers.
+trains, and the place of the environment. Other work shared the machine; yours gives other numbers.
 """
 
 
@@ -49,7 +49,7 @@ def type_all(folder: Path, environment: Mapping[str, str]) -> list[tuple[str, st
         )
         if done.returncode:
             raise RuntimeError(f"{typed}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
-        shown.append((why, typed, done.stdout))
+        shown.append((why, typed, done.stdout.replace(sys.prefix, "venv")))
     return shown
 
 
