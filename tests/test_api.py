@@ -19,7 +19,7 @@ def run(story: Path, tmp_path_factory: pytest.TempPathFactory) -> ambidex.Run:
     folder = tmp_path_factory.mktemp("api")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AMBIDEX_CACHE", str(folder / "cache"))
-        return ambidex.train(**{**TINY, "data": [str(story)], "out": str(folder / "<b>run</b>")})
+        return ambidex.train(**{**TINY, "data": [story], "out": folder / "<b>run</b>"})  # paths as they are
 
 
 def test_rows_by_number_and_columns_by_name(run):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -21,15 +22,21 @@ def train(config_file: str | Path | None = None, /, **settings: Any) -> Run:
     count as they do for the command; a keyword wins. Raises `Problems` with all that is wrong (``exit_code`` says of
     which kind), and KeyboardInterrupt where Ctrl-C stopped it, after a checkpoint.
     """
-    resolved = config.resolve(
-        settings, file=Path(config_file) if config_file else None, called_from="argument"
-    )
+    given = {name: _as_typed(value) for name, value in settings.items()}
+    resolved = config.resolve(given, file=Path(config_file) if config_file else None, called_from="argument")
     outcome = launch.start(resolved)
     if outcome.exit_code == Exit.INTERRUPTED:
         raise KeyboardInterrupt
     if outcome.exit_code:
         raise SystemExit(outcome.exit_code)
     return Run(outcome.run.path)
+
+
+def _as_typed(value: Any) -> Any:
+    """A path, or paths in a list, as text; anything else as it is."""
+    if isinstance(value, list | tuple):
+        return [_as_typed(one) for one in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 class Run:
