@@ -89,6 +89,7 @@ def test_the_examples_in_a_help_are_understood_by_the_command(command, capsys):
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
 def test_completion_knows_every_command_and_every_flag(shell, capsys):
+    pytest.importorskip("shtab", reason="shtab is not installed: the extra test brings it")
     assert cli.main(["completion", shell]) == 0
     script = capsys.readouterr().out
     from ambidex import config
@@ -102,6 +103,7 @@ def test_completion_knows_every_command_and_every_flag(shell, capsys):
 
 @pytest.mark.skipif(not shutil.which("bash"), reason="bash is not here")
 def test_in_bash_the_tab_key_completes(tmp_path, capsys):
+    pytest.importorskip("shtab", reason="shtab is not installed: the extra test brings it")
     cli.main(["completion", "bash"])
     (tmp_path / "script").write_text(capsys.readouterr().out)
 
@@ -118,6 +120,7 @@ def test_in_bash_the_tab_key_completes(tmp_path, capsys):
 
 
 def test_an_unknown_shell_is_answered_with_the_known_ones(capsys):
+    pytest.importorskip("shtab", reason="shtab is not installed: the extra test brings it")
     assert cli.main(["completion", "cmd"]) == 2
     assert "bash" in capsys.readouterr().err
 

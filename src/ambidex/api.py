@@ -12,7 +12,7 @@ from typing import Any, Literal, overload
 from ambidex import config, launch, runs, writing
 from ambidex.errors import Exit, Problem, Problems
 from ambidex.export import command as exporting
-from ambidex.runs import COLUMNS, Row
+from ambidex.rows import COLUMNS, Row
 
 
 def train(config_file: str | Path | None = None, /, **settings: Any) -> Run:

@@ -21,6 +21,8 @@ COMMANDS = {
     "export": "a trained model as a folder for transformers, or as GGUF",
     "bench": "this machine's peak, and how near training comes to it",
     "compare": "are these runs the same, and where do they part",
+    "report": "one HTML page for a run",
+    "top": "the runs that are trained now, and those that were",
     "presets": "list the presets, or print one to copy and change",
     "variants": "the PyTorch builds that there are, and which fit here",
     "completion": "what lets a shell complete these commands",
@@ -44,6 +46,8 @@ EXAMPLES = {
     "compare": ("ambidex compare runs/cpu runs/gpu", "ambidex compare runs/cpu runs/bridge runs/gpu --json"),
     "export": ("ambidex export my-run --to model", "ambidex export my-run --format gguf --to model-gguf"),
     "bench": ("ambidex bench", "ambidex bench --preset 45m --steps 2"),
+    "report": ("ambidex report my-run",),
+    "top": ("ambidex top", "ambidex top runs"),
     "presets": ("ambidex presets", "ambidex presets mini > mine.toml"),
     "variants": ("ambidex variants",),
     "completion": (
@@ -299,6 +303,40 @@ def compare(arguments: list[str]) -> int:
     return room.run(parser.parse_args(arguments))
 
 
+def report(arguments: list[str]) -> int:
+    parser = Parser(prog="ambidex report", description=COMMANDS["report"], allow_abbrev=False)
+    parser.add_argument("run", metavar="RUN", type=Path, help="a run folder")
+    parser.add_argument("--html", metavar="FILE", type=Path, help="where the page goes [RUN/report.html]")
+    options = parser.parse_args(arguments)
+    from ambidex import runpage
+
+    return runpage.report(options.run, options.html)
+
+
+def top(arguments: list[str]) -> int:
+    parser = Parser(prog="ambidex top", description=COMMANDS["top"], allow_abbrev=False)
+    parser.add_argument(
+        "dir",
+        metavar="DIR",
+        type=Path,
+        nargs="?",
+        help="a folder of runs, or one run [AMBIDEX_RUNS, or runs]",
+    )
+    parser.add_argument("--once", action="store_true", help="print once, on a terminal too")
+    parser.add_argument("--every", type=float, default=2.0, metavar="SECONDS", help="between two looks [2]")
+    options = parser.parse_args(arguments)
+    if not 0.1 <= options.every <= 3600:
+        raise Problems(
+            Problem(
+                "--every has a value that it cannot have.", found=str(options.every), wanted="0.1 to 3600"
+            )
+        )
+    from ambidex import top as room
+
+    folder = options.dir or Path(os.environ.get("AMBIDEX_RUNS") or "runs")
+    return room.show(folder, once=options.once, every=options.every)
+
+
 def sample(arguments: list[str]) -> int:
     parser = Parser(prog="ambidex sample", description=COMMANDS["sample"], allow_abbrev=False)
     parser.add_argument("run", metavar="RUN", help="a run folder")
@@ -364,6 +402,8 @@ FUNCTIONS: dict[str, Callable[[list[str]], int]] = {
     "export": export,
     "bench": bench,
     "compare": compare,
+    "report": report,
+    "top": top,
     "presets": presets,
     "variants": variants,
     "completion": completion,

@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ambidex import checkpoint, runs
+from ambidex import runs
 from ambidex.checkpoint import Checkpoint
 from ambidex.compare import states, tracefile
 from ambidex.compare.legs import Rebuild, TakingWatcher, Watcher, Workshop, play, recorder_for, with_floor
 from ambidex.compare.states import Reference
 from ambidex.compare.tracefile import Leg, Table, Trace
+from ambidex.files import replace_synced
 from ambidex.runs import Run
 from ambidex.screen import line
 from ambidex.trainer import Observer, Trainer
@@ -92,6 +93,9 @@ class Tracing(Observer):
         workshop = Workshop(self._rebuild, self._device, self._native)
         self._free_floor = workshop.floor_tables(state, {s for s in self._recorder.steps if s < count}, count)
         self._trace.floor_legs = list(self._free_floor)
+        if band := min(trainer.settings.trace_band, trainer.settings.steps):
+            line("trace", f"the loss of the first {band} steps twice more, with other roundings")
+            self._trace.losses = workshop.losses(state, band)
         del workshop
         if self._reference is not None:
             line(
@@ -142,7 +146,7 @@ class Tracing(Observer):
         self._trace.feeds.update(self._recorder.feeds)
         self._trace.shapes.update(self._recorder.shapes)
         try:
-            checkpoint.replace_synced(self._run.path / tracefile.TRACE, tracefile.write(self._trace))
+            replace_synced(self._run.path / tracefile.TRACE, tracefile.write(self._trace))
         except OSError as error:
             raise runs.cannot_write(self._run.path, error) from None
 

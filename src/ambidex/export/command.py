@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ambidex import trained
-from ambidex.checkpoint import replace_synced, sync_folder, write_synced
 from ambidex.errors import Exit, Problem, Problems
 from ambidex.export import huggingface, llama, modelcard
+from ambidex.files import replace_synced, sync_folder, write_synced
 from ambidex.resume import check_place
 from ambidex.runs import PLOT, Run, cannot_write
 from ambidex.screen import line

@@ -9,7 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ambidex.runs import PLOT, Row, Run, printable
+from ambidex.rows import Row
+from ambidex.runs import PLOT, Run, printable
 from ambidex.text.tokenizer import CharTokenizer
 from ambidex.trained import Trained
 
