@@ -27,7 +27,7 @@ PROGRAMS = (
 NOT_RUN = {
     r"docker |python3? docker/|\.ci/engine|debootstrap|tar |echo \w+=.*\.env": "needs a container engine or a network: tox run -e containers",
     r"tox|mkdocs": "runs the tests, or needs what runs them",
-    r"(python3? -m )?pip install|python3? -m venv": "needs a package index; tests/test_release.py installs the built wheel",
+    r"(python3? -m )?pip install|python3? -m venv": "needs a package index; tests/release/test_release.py installs the built wheel",
     r"python3? benchmarks/": "measures for minutes, on a quiet machine",
     r"nvidia-smi|sudo ": "needs a GPU, or changes the machine",
     r"torchrun": "tests/parallel run it",
