@@ -98,7 +98,9 @@ def rows_in(run: Path) -> int:
         return 0
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (getattr(signal, "SIGHUP", 0), 129)]
+)
 @pytest.mark.skipif(os.name == "nt", reason="Windows has other signals")
 def test_a_signal_finishes_the_step_saves_and_exits_with_its_code(tmp_path, story, number, code):
     out = tmp_path / "run"

@@ -120,3 +120,19 @@ def test_the_plot_is_a_picture_of_the_metrics(tmp_path):
     picture = run.plot()
     assert picture is not None
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_rows_that_the_disk_refuses_are_kept_and_go_before_the_next(tmp_path):
+    run = Run(tmp_path)
+    rows = [Row(n, n * 4, 1.0, None, 0.1, 1.0, 1.0, 4.0) for n in (1, 2, 3)]
+    run.append(rows[:1])
+    (tmp_path / runs.METRICS).rename(tmp_path / "aside")
+    (tmp_path / runs.METRICS).mkdir()  # stands for a disk that takes nothing
+    run.append(rows[1:2])
+    with pytest.raises(OSError, match="1 rows"):
+        run.sync_metrics()  # so no checkpoint appears without the rows before it
+    (tmp_path / runs.METRICS).rmdir()
+    (tmp_path / "aside").rename(tmp_path / runs.METRICS)
+    run.append(rows[2:])
+    run.sync_metrics()
+    assert run.metrics == rows

@@ -13,12 +13,14 @@ from typing import Any, NoReturn
 
 from ambidex.device.cpu import spin_briefly
 from ambidex.errors import Exit, Problem, Problems, did_you_mean
+from ambidex.stops import obey_as_first_process
 
 COMMANDS = {
     "doctor": "will this build run on this machine, why, and what to type",
     "train": "train a model, on the device that works",
     "sample": "write text with a trained model",
     "export": "a trained model as a folder for transformers, or as GGUF",
+    "checkpoints": "list a run's checkpoints, and verify every byte of them",
     "bench": "this machine's peak, and how near training comes to it",
     "compare": "are these runs the same, and where do they part",
     "report": "one HTML page for a run",
@@ -46,6 +48,7 @@ EXAMPLES = {
     "compare": ("ambidex compare runs/cpu runs/gpu", "ambidex compare runs/cpu runs/bridge runs/gpu --json"),
     "export": ("ambidex export my-run --to model", "ambidex export my-run --format gguf --to model-gguf"),
     "bench": ("ambidex bench", "ambidex bench --preset 45m --steps 2"),
+    "checkpoints": ("ambidex checkpoints my-run",),
     "report": ("ambidex report my-run",),
     "top": ("ambidex top", "ambidex top runs"),
     "presets": ("ambidex presets", "ambidex presets mini > mine.toml"),
@@ -149,6 +152,7 @@ def run(arguments: list[str]) -> int:
 
         print(f"ambidex {ambidex.__version__}")
         return Exit.DONE
+    obey_as_first_process()
     spin_briefly(os.environ)
     command, rest = arguments[0], arguments[1:]
     if command not in COMMANDS:
@@ -373,6 +377,16 @@ def export(arguments: list[str]) -> int:
     return Exit.DONE
 
 
+def checkpoints(arguments: list[str]) -> int:
+    parser = Parser(prog="ambidex checkpoints", description=COMMANDS["checkpoints"], allow_abbrev=False)
+    parser.add_argument("run", metavar="RUN", help="a run folder")
+    parser.add_argument("--json", action="store_true", help="for a program to read")
+    options = parser.parse_args(arguments)
+    from ambidex import listing
+
+    return listing.show(Path(options.run), options.json)
+
+
 def completion(arguments: list[str]) -> int:
     parser = Parser(prog="ambidex completion", description=COMMANDS["completion"], allow_abbrev=False)
     parser.add_argument("shell", metavar="SHELL", help="bash, zsh or tcsh")
@@ -400,6 +414,7 @@ FUNCTIONS: dict[str, Callable[[list[str]], int]] = {
     "train": train,
     "sample": sample,
     "export": export,
+    "checkpoints": checkpoints,
     "bench": bench,
     "compare": compare,
     "report": report,

@@ -30,7 +30,7 @@ from ambidex.events import event_files
 from ambidex.guard import cpu_guard
 from ambidex.model import LanguageModel, initialise
 from ambidex.optim import Optimizer, Schedule
-from ambidex.resume import check_same_text, named_run, restore_newest, unfinished_run, with_card
+from ambidex.resume import check_fits, check_same_text, named_run, restore_newest, unfinished_run, with_card
 from ambidex.runs import Run
 from ambidex.screen import Screen, line
 from ambidex.stops import Stops
@@ -38,6 +38,7 @@ from ambidex.summary import (
     share_per_rate,
     show_end,
     show_length,
+    show_saving,
     show_settings,
     show_size,
     write_summary,
@@ -82,6 +83,9 @@ def start(resolved: Resolved) -> Outcome:
         batches = batches_of(resolved.settings, tokens)
         shape = plan.shape_of(resolved.settings, tokens.tokenizer.vocabulary_size)
         show_size(resolved.settings, shape, device)
+        show_saving(resolved.settings, shape)
+        if run is not None and card:
+            check_fits(run, resolved.settings, shape.vocabulary_size)
         if resolved.settings.dry_run:
             show_length(resolved.settings, shape, device, batches)
             show_settings(resolved)

@@ -5,18 +5,17 @@ from __future__ import annotations
 import errno
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from ambidex import checkpoint, config, runs
+from ambidex import checkpoint, config, plan, runs
 from ambidex.cardfile import CARD
-from ambidex.checkpoint import Checkpoint
+from ambidex.checkpoint import Checkpoint, Damaged
 from ambidex.config import Resolved, Settings
 from ambidex.device.choose import Choice
 from ambidex.errors import Exit, Problem, Problems
+from ambidex.escaping import one_line
 from ambidex.runs import Run
 from ambidex.screen import line
 from ambidex.text.tokens import Tokens
@@ -140,42 +139,62 @@ def check_same_text(card: Mapping[str, Any], tokens: Tokens) -> None:
         )  # fmt: skip
 
 
+def check_fits(run: Run, settings: Settings, vocabulary_size: int) -> None:
+    """Raise Problems (exit 3), before a model takes memory, where the newest checkpoint's headers are of another one.
+
+    A card and a checkpoint may come from anywhere, and a card may promise any size.
+    """
+    wanted = plan.tensors_of(settings, vocabulary_size)
+    steps = checkpoint.steps_in(run.checkpoints)
+    reasons = []
+    for step in reversed(steps):
+        folder = run.checkpoints / checkpoint.folder_name(step)
+        try:
+            checkpoint.check_headers(folder, wanted)
+            return
+        except Damaged as damage:
+            reasons.append(one_line(f"skipped {folder.name}: {damage}", 300))
+    if steps:
+        raise _none_good(reasons)
+
+
 def restore_newest(trainer: Trainer, run: Run) -> None:
     """Load the newest good checkpoint, naming what is passed over. A run of which none is good is an error."""
     checkpoint.clear_unfinished(run.checkpoints)
-    found = checkpoint.newest_good(run.checkpoints)
+    wanted = plan.tensors_of(trainer.settings, trainer.model.shape.vocabulary_size)
+    found = checkpoint.newest_good(run.checkpoints, wanted)
     for words in found.skipped:
         line("", words)
     if found.checkpoint is None and found.skipped:
-        raise Problems(
-            Problem("No checkpoint of the run is good.", found="; ".join(found.skipped),
-                    wanted="one whose files are as they were written", fix="start another run with another --out"),
-            Exit.DATA,
-        )  # fmt: skip
+        raise _none_good(found.skipped)
     if found.checkpoint is None:
         line("", "no checkpoint had been written yet: starting at step 0")
     else:
-        fitting(found.checkpoint, trainer)
+        check_state(found.checkpoint, trainer.settings)
         trainer.restore(found.checkpoint)
     run.cut_back(trainer.step)
 
 
-def fitting(saved: Checkpoint, trainer: Trainer) -> None:
-    """Raise Problems (exit 3) where a checkpoint's tensors are not the model's and the optimizer's."""
-    wanted = {name: tuple(weight.shape) for name, weight in trainer.model.named_parameters()}
-    problems = different_shapes(checkpoint.MODEL, saved.model, wanted)
-    if int(saved.state.get("optimizer_steps", 0)):
-        problems += different_shapes(checkpoint.OPTIMIZER, saved.optimizer, trainer.optimizer.shapes())
-    if problems:
-        raise Problems(problems, Exit.DATA)
+def check_state(saved: Checkpoint, settings: Settings) -> None:
+    """Raise Problems (exit 3) where something that the rest of the run depends on is not there, or cannot be."""
+    missing = [name for name in ("optimizer_steps", "seconds", "best", "scale") if name not in saved.state]
+    if missing:
+        raise Problems(
+            Problem(
+                f"{checkpoint.STATE} is not of this version: it lacks something.",
+                found="no " + ", ".join(missing),
+            ),
+            Exit.DATA,
+        )
+    if saved.step > settings.steps or saved.state["optimizer_steps"] > saved.step:
+        raise Problems(
+            Problem("The checkpoint is of another run.", found=f"step {saved.step}, {saved.state['optimizer_steps']} updates",
+                    wanted=f"at most {settings.steps} steps, and no more updates than steps"), Exit.DATA,
+        )  # fmt: skip
 
 
-def different_shapes(
-    file: str, found: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]]
-) -> list[Problem]:
-    shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
-    return [
-        Problem(f"{file} is not of this model: {name}.", found=str(shapes.get(name, "nothing")),
-                wanted=str(wanted.get(name, "nothing")))
-        for name in sorted(shapes.keys() | wanted.keys()) if shapes.get(name) != wanted.get(name)
-    ]  # fmt: skip
+def _none_good(reasons: Sequence[str]) -> Problems:
+    return Problems(
+        Problem("No checkpoint of the run is good.", found="; ".join(reasons[:6]),
+                wanted="one whose files are as they were written", fix="start another run with another --out"), Exit.DATA,
+    )  # fmt: skip

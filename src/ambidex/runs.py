@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
 import re
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ambidex import checkpoint
+from ambidex import checkpoint, health
 from ambidex.cardfile import CARD, read_card
 from ambidex.device import image
 from ambidex.errors import Exit, Problem, Problems
-from ambidex.files import replace_synced
+from ambidex.escaping import printable as escaped
+from ambidex.files import read_small, replace_synced, sync_folder
 from ambidex.glance import LOCK
 from ambidex.rows import METRICS, Row, read_metrics, render_rows
 
 PLOT, SAMPLES, SUMMARY = "loss.png", "samples.md", "summary.md"
 TOKENIZER = "tokenizer.json"
 CARD_FORMAT = 1
+LARGEST_SAMPLES = 1 << 26
 
 
 class Run:
@@ -32,7 +37,8 @@ class Run:
         self.path = Path(path)
         # Long enough for `ambidex top` to have looked, far too short for a training to end.
         self._lock = FileLock(self.path / LOCK, timeout=0.3)
-        self.watcher: Callable[[Row], None] | None = None  # is told of each row once metrics.csv has it
+        self.watcher: Callable[[Row], None] | None = None  # is told of each row
+        self._unwritten: list[Row] = []  # rows that a full disk would not take
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
@@ -50,6 +56,9 @@ class Run:
     def metrics(self) -> list[Row]:
         """All rows so far, oldest first."""
         return read_metrics(self.path / METRICS)
+
+    def command_to_resume(self) -> str:
+        return f"ambidex train --resume --out {shlex.quote(str(self.path))}"
 
     def holds_card(self) -> bool:
         return (self.path / CARD).exists()
@@ -84,17 +93,39 @@ class Run:
         self.write(CARD, json.dumps({"format": CARD_FORMAT, **card}, indent=2, ensure_ascii=False) + "\n")
 
     def append(self, rows: Sequence[Row]) -> None:
-        """Add rows to metrics.csv, with its header where the file is new."""
-        path = self.path / METRICS
-        try:
-            new = not path.exists()
-            with path.open("a", newline="", encoding="utf-8") as file:
-                file.write(render_rows(rows, header=new))
-        except OSError as error:
-            raise cannot_write(self.path, error) from None
+        """Add rows to metrics.csv, with its header where the file is new.
+
+        Rows that cannot be written now are kept and go before the next; `sync_metrics` insists on them.
+        """
+        self._unwritten += rows
+        with suppress(OSError):
+            self._write_rows()
         if self.watcher is not None:
             for row in rows:
                 self.watcher(row)
+
+    def _write_rows(self) -> None:
+        """Raises OSError, and leaves the file without half a row."""
+        path = self.path / METRICS
+        before = path.stat().st_size if path.exists() else 0
+        content = render_rows(self._unwritten, header=not before).encode()
+        try:
+            with path.open("ab", buffering=0) as file:
+                if file.write(content) != len(content):
+                    raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError:
+            with suppress(OSError):
+                os.truncate(path, before)
+            raise
+        self._unwritten.clear()
+
+    def sync_metrics(self) -> None:
+        """All rows so far down to the disk: a checkpoint must not outlive the rows before it. Raises OSError."""
+        if self._unwritten:
+            raise OSError(errno.ENOSPC, f"{len(self._unwritten)} rows of {METRICS} could not be written")
+        with (self.path / METRICS).open("rb+") as file:
+            os.fsync(file.fileno())
+        sync_folder(self.path)
 
     def cut_back(self, step: int) -> None:
         """Drop what came after ``step``: a resumed run writes those rows again."""
@@ -102,6 +133,10 @@ class Run:
             return
         kept = [row for row in self.metrics if row.step <= step]
         self.write(METRICS, render_rows(kept, header=True))
+        try:
+            health.cut_back(self.path, step)
+        except OSError as error:
+            raise cannot_write(self.path, error) from None
         self.write(SAMPLES, _samples_up_to(self._samples(), step))
 
     def add_sample(self, row: Row, steps: int, prompt: str, text: str) -> None:
@@ -121,8 +156,8 @@ class Run:
 
     def _samples(self) -> str:
         try:
-            return (self.path / SAMPLES).read_text("utf-8")
-        except (OSError, UnicodeDecodeError):
+            return read_small(self.path / SAMPLES, LARGEST_SAMPLES).decode()
+        except (OSError, ValueError):
             return ""
 
     def picture(self) -> bytes | None:
@@ -145,6 +180,9 @@ class Run:
             last_step, last_loss = evaluated[-1]
             axes.annotate(f"{last_loss:.3f}", (last_step, last_loss), textcoords="offset points", xytext=(-6, 10),
                           ha="right", color="#b3391f")  # fmt: skip
+        if spikes := set(health.spike_steps([(row.step, row.loss) for row in rows])):
+            marked = [(row.step, row.loss) for row in rows if row.step in spikes]
+            axes.plot(*zip(*marked), "v", color="#6b4fa0", markersize=6, label="spike")
         axes.set(xlabel="step", ylabel="loss (nats per token)")
         axes.set_title(printable(self.path.name), parse_math=False)  # a name may hold dollars
         axes.grid(alpha=0.25)
@@ -174,9 +212,7 @@ class Run:
 
 def printable(text: str) -> str:
     """Control characters that a terminal would obey are shown instead of sent; the end of a document is a blank line."""
-    return "".join(
-        c if c in "\n\t" or c.isprintable() else f"\\x{ord(c):02x}" for c in text.replace("\0", "\n\n")
-    )
+    return escaped(text.replace("\0", "\n\n"))
 
 
 def _samples_up_to(text: str, step: int) -> str:

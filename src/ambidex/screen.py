@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 from tqdm import tqdm
 
+from ambidex.escaping import printable
 from ambidex.rows import Row
 
 
 def line(word: str, text: str) -> None:
     """One line of the plan or the end: a word in a column of its own, then a sentence."""
-    print(f"{word:<9}{text}", flush=True)
+    with to_nobody_in_need():
+        print(printable(f"{word:<9}{text}"), flush=True)
+
+
+@contextmanager
+def to_nobody_in_need() -> Iterator[None]:
+    """A reader that has gone away, such as `head` or a closed terminal, is no reason to stop a training."""
+    try:
+        yield
+    except OSError:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
 
 
 class Screen:
@@ -45,11 +59,20 @@ class Screen:
         if row.val_loss is None:
             return
         if not self._headed:
-            tqdm.write(f"{'step':>9}{'loss':>9}{'val_loss':>10}{'seconds':>10}{'tokens/s':>10}{'left':>8}")
+            self.write(f"{'step':>9}{'loss':>9}{'val_loss':>10}{'seconds':>10}{'tokens/s':>10}{'left':>8}")
             self._headed = True
         left = row.seconds / row.step * (self._steps - row.step)
-        tqdm.write(
+        self.write(
             f"{row.step:>9}{row.loss:>9.4f}{row.val_loss:>10.4f}{row.seconds:>10.1f}"
             f"{row.tokens_per_second:>10,.0f}{left:>7.0f}s"
         )
-        sys.stdout.flush()
+
+    def write(self, text: str) -> None:
+        """A line above the bar."""
+        with to_nobody_in_need():
+            tqdm.write(printable(text))
+            sys.stdout.flush()
+
+    def tell(self, word: str, text: str) -> None:
+        """As `line` does, while the bar is there."""
+        self.write(f"{word:<9}{text}")

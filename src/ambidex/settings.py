@@ -30,6 +30,11 @@ def _seconds(value: object) -> object:
     return hours * 3600 + minutes * 60 + seconds
 
 
+def _timeout(value: object) -> object:
+    """``"auto"``, or a duration."""
+    return value if value == "auto" else _seconds(value)
+
+
 def _device(value: object) -> object:
     if not isinstance(value, str) or not DEVICE.fullmatch(value):
         raise ValueError("wanted auto, cpu, cuda, cuda:N or mps")
@@ -47,6 +52,9 @@ def setting(default: Any, help: str, *, numeric: bool, group: str, **bounds: Any
 
 
 Seconds = Annotated[float, BeforeValidator(_seconds)]
+Timeout = Annotated[
+    Literal["auto"] | Annotated[float, Field(ge=0, allow_inf_nan=False)], BeforeValidator(_timeout)
+]
 DeviceName = Annotated[str, BeforeValidator(_device)]
 Sources = Annotated[tuple[str, ...], BeforeValidator(_sources)]
 
@@ -178,6 +186,15 @@ class Settings(BaseModel):
     keep: int = setting(
         2, "Newest checkpoints to keep, besides the best.", numeric=False, group="watching", ge=1, le=LARGEST
     )
+
+    non_finite: Literal["stop", "skip"] = setting(
+        "stop", "A loss or gradient that is no finite number: stop (exit 5), or skip that step's update and go on.",
+        numeric=False, group="watching",
+    )  # fmt: skip
+    step_timeout: Timeout = setting(
+        "auto", "A step that takes longer (90s, 5m) hangs, and the process ends (exit 8). auto: 50 times the slowest "
+        "so far, 10 minutes at least. 0: never.", numeric=False, group="watching",
+    )  # fmt: skip
 
     trace: bool = setting(
         False, "Write fingerprints of the probe steps and their rounding floor, for ambidex compare.",

@@ -9,7 +9,7 @@ from ambidex import checkpoint, plan, runs
 from ambidex.config import Settings
 from ambidex.errors import Exit, Problem, Problems
 from ambidex.model import LanguageModel
-from ambidex.resume import different_shapes, settings_of
+from ambidex.resume import settings_of
 from ambidex.runs import Run
 from ambidex.text import Tokenizer, load_tokenizer
 
@@ -30,16 +30,13 @@ def newest(run: Run) -> Trained:
     """The newest good checkpoint of a run, as a model. Raises Problems (exit 3) where there is none that fits."""
     card = run.card
     settings = settings_of(card)
-    found = checkpoint.newest_good(run.checkpoints)
+    tokenizer = load_tokenizer(run.path / runs.TOKENIZER)
+    found = checkpoint.newest_good(run.checkpoints, plan.tensors_of(settings, tokenizer.vocabulary_size))
     if found.checkpoint is None:
         raise Problems(
             Problem("The run has no good checkpoint.", found="; ".join(found.skipped) or f"{run.checkpoints} holds none",
-                    fix=f"ambidex train --resume --out {run.path}"), Exit.DATA,
+                    fix=run.command_to_resume()), Exit.DATA,
         )  # fmt: skip
-    tokenizer = load_tokenizer(run.path / runs.TOKENIZER)
     model = LanguageModel(plan.shape_of(settings, tokenizer.vocabulary_size))
-    wanted = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
-    if wrong := different_shapes(checkpoint.MODEL, found.checkpoint.model, wanted):
-        raise Problems(wrong, Exit.DATA)
     model.load_state_dict(found.checkpoint.model, strict=False)
     return Trained(model, tokenizer, settings, card, found.checkpoint.step, found.skipped)
