@@ -6,7 +6,7 @@ import argparse
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,6 +19,7 @@ COMMANDS = {
     "doctor": "will this build run on this machine, why, and what to type",
     "train": "train a model, on the device that works",
     "sample": "write text with a trained model",
+    "export": "a trained model as a folder for transformers, or as GGUF",
     "checkpoints": "list a run's checkpoints, and verify every byte of them",
     "bench": "this machine's peak, and how near training comes to it",
     "compare": "are these runs the same, and where do they part",
@@ -26,11 +27,53 @@ COMMANDS = {
     "top": "the runs that are trained now, and those that were",
     "presets": "list the presets, or print one to copy and change",
     "variants": "the PyTorch builds that there are, and which fit here",
+    "completion": "what lets a shell complete these commands",
+}
+
+# What the extra `train` brings. That one of them is missing is no mistake in the program.
+FOR_TRAINING = ("torch", "numpy", "pydantic", "safetensors", "tokenizers", "matplotlib", "tqdm", "filelock")
+
+EXAMPLES = {
+    "doctor": (
+        "ambidex doctor",
+        'ambidex doctor --torch 2.5.1+cu121 --gpu "RTX 5060" --driver 576.02',
+        "ambidex doctor explain error.txt",
+    ),
+    "train": (
+        "ambidex train --dry-run",
+        "ambidex train --data book.txt --steps 500 --out my-run",
+        "ambidex train --resume --out my-run",
+    ),
+    "sample": ('ambidex sample my-run --prompt "Once" --tokens 400', "ambidex sample my-run --temperature 0"),
+    "compare": ("ambidex compare runs/cpu runs/gpu", "ambidex compare runs/cpu runs/bridge runs/gpu --json"),
+    "export": ("ambidex export my-run --to model", "ambidex export my-run --format gguf --to model-gguf"),
+    "bench": ("ambidex bench", "ambidex bench --preset 45m --steps 2"),
+    "checkpoints": ("ambidex checkpoints my-run",),
+    "report": ("ambidex report my-run",),
+    "top": ("ambidex top", "ambidex top runs"),
+    "presets": ("ambidex presets", "ambidex presets mini > mine.toml"),
+    "variants": ("ambidex variants",),
+    "completion": (
+        "ambidex completion bash > ~/.local/share/bash-completion/completions/ambidex",
+        "ambidex completion zsh > ~/.zfunc/_ambidex",
+    ),
 }
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse that reports like everything else here."""
+    """argparse that reports like everything else here, and shows examples."""
+
+    collecting = False  # a command then stops at its finished parser, which completion reads
+
+    def parse_known_args(self, *words: Any, **named: Any) -> Any:
+        if Parser.collecting:
+            raise _Built(self)
+        return super().parse_known_args(*words, **named)
+
+    def format_help(self) -> str:
+        examples = EXAMPLES.get(self.prog.removeprefix("ambidex "), ())
+        shown = ["", "examples:", *(f"  {example}" for example in examples), ""] if examples else []
+        return super().format_help() + "\n".join(shown)
 
     def error(self, message: str) -> NoReturn:
         raise Problems(Problem(f"{message[:1].upper()}{message[1:]}.", fix=f"{self.prog} --help"))
@@ -42,6 +85,13 @@ class Parser(argparse.ArgumentParser):
         except (OSError, ValueError):
             columns = 100
         return self.formatter_class(self.prog, width=max(40, columns - 2))  # type: ignore[call-arg]
+
+
+class _Built(Exception):  # noqa: N818  no error
+    """A command's parser, ready."""
+
+    def __init__(self, parser: Parser) -> None:
+        self.parser = parser
 
 
 def entry() -> NoReturn:
@@ -61,11 +111,26 @@ def main(arguments: Sequence[str]) -> int:
     except Problems as problems:
         complain(str(problems))
         return problems.exit_code
+    except ModuleNotFoundError as error:
+        if error.name not in FOR_TRAINING:
+            raise
+        complain(str(Problems(_not_installed(arguments, error.name))))
+        return Exit.USAGE
     except KeyboardInterrupt:
         return Exit.INTERRUPTED
     except BrokenPipeError:
         sys.stderr.close()
         return Exit.DONE
+
+
+def _not_installed(arguments: Sequence[str], package: str) -> Problem:
+    return Problem(
+        f"ambidex {arguments[0]} needs packages that are not installed.",
+        found=f"no {package} for {sys.executable}",
+        wanted="what ambidex[train] brings; ambidex doctor needs none of it",
+        fix='python -m pip install "ambidex[train]"; where you want the CPU build of torch, first what '
+        "ambidex variants says",
+    )
 
 
 def complain(text: str) -> None:
@@ -93,34 +158,13 @@ def run(arguments: list[str]) -> int:
     if command not in COMMANDS:
         near = did_you_mean(command, list(COMMANDS))
         raise Problems(Problem(f"There is no command {command!r}.", wanted=", ".join(COMMANDS), fix=near))
-    return int(
-        {
-            "doctor": doctor,
-            "train": train,
-            "sample": sample,
-            "checkpoints": checkpoints,
-            "bench": bench,
-            "compare": compare,
-            "report": report,
-            "top": top,
-            "presets": presets,
-            "variants": variants,
-        }[command](rest)
-    )
+    return int(FUNCTIONS[command](rest))
 
 
 def overview() -> str:
-    lines = ["ambidex: one transformer trainer for every PyTorch build", "", "commands:"]
-    lines += [f"  ambidex {name:<13}{words}" for name, words in COMMANDS.items()]
-    lines += [
-        "",
-        "start with:",
-        "  ambidex doctor",
-        "  ambidex train",
-        "",
-        "ambidex COMMAND --help says more",
-    ]
-    return "\n".join(lines)
+    from ambidex import welcome
+
+    return welcome.overview(COMMANDS, welcome.next_steps(Path(os.environ.get("AMBIDEX_RUNS") or "runs")))
 
 
 def doctor(arguments: list[str]) -> int:
@@ -164,7 +208,7 @@ def train_flags(arguments: list[str]) -> tuple[dict[str, Any], str | None, list[
     parser = Parser(
         prog="ambidex train", allow_abbrev=False, argument_default=argparse.SUPPRESS,
         description="Train a model. A later source wins: preset, TOML file, environment (AMBIDEX_...), flags.",
-        epilog="example: ambidex train --data book.txt --steps 500 --out my-run", formatter_class=Wide,
+        formatter_class=Wide,
     )  # fmt: skip
     parser.add_argument("config", nargs="?", default=None, metavar="CONFIG.toml", help="a file of settings")
     groups: dict[str, Any] = {}
@@ -317,6 +361,22 @@ def sample(arguments: list[str]) -> int:
     )  # fmt: skip
 
 
+def export(arguments: list[str]) -> int:
+    parser = Parser(prog="ambidex export", description=COMMANDS["export"], allow_abbrev=False)
+    parser.add_argument("run", metavar="RUN", help="a run folder; its newest good checkpoint is taken")
+    parser.add_argument(
+        "--format", default="hf", help="hf: a folder for transformers; gguf: for llama.cpp and Ollama [hf]"
+    )
+    parser.add_argument(
+        "--to", required=True, metavar="DIR", help="a new folder, or an earlier export of the same format"
+    )
+    options = parser.parse_args(arguments)
+    from ambidex.export.command import export as room
+
+    room(options.run, options.format, options.to)
+    return Exit.DONE
+
+
 def checkpoints(arguments: list[str]) -> int:
     parser = Parser(prog="ambidex checkpoints", description=COMMANDS["checkpoints"], allow_abbrev=False)
     parser.add_argument("run", metavar="RUN", help="a run folder")
@@ -325,3 +385,41 @@ def checkpoints(arguments: list[str]) -> int:
     from ambidex import listing
 
     return listing.show(Path(options.run), options.json)
+
+
+def completion(arguments: list[str]) -> int:
+    parser = Parser(prog="ambidex completion", description=COMMANDS["completion"], allow_abbrev=False)
+    parser.add_argument("shell", metavar="SHELL", help="bash, zsh or tcsh")
+    shell = parser.parse_args(arguments).shell
+    from ambidex.completion import script
+
+    print(script(shell, {name: (words, parser_of(name)) for name, words in COMMANDS.items()}))
+    return Exit.DONE
+
+
+def parser_of(command: str) -> Parser:
+    """The parser of a command, without running it. Raises what the command raises where it cannot be built."""
+    Parser.collecting = True
+    try:
+        FUNCTIONS[command]([])
+    except _Built as built:
+        return built.parser
+    finally:
+        Parser.collecting = False
+    raise AssertionError(f"{command} parsed nothing")
+
+
+FUNCTIONS: dict[str, Callable[[list[str]], int]] = {
+    "doctor": doctor,
+    "train": train,
+    "sample": sample,
+    "export": export,
+    "checkpoints": checkpoints,
+    "bench": bench,
+    "compare": compare,
+    "report": report,
+    "top": top,
+    "presets": presets,
+    "variants": variants,
+    "completion": completion,
+}

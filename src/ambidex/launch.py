@@ -11,13 +11,12 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ambidex import config, plan, runs
+from ambidex import plan, runs
 from ambidex.card import leg, measured, new_card
 from ambidex.compare import tracing
 from ambidex.config import Resolved, Settings
@@ -58,22 +57,6 @@ class Outcome:
 
     run: Run
     exit_code: int
-
-
-def train(config_file: str | Path | None = None, /, **settings: Any) -> Run:
-    """Train as `ambidex train` does; keywords are the flags with underscores. Returns the run.
-
-    Raises Problems with all that is wrong, and KeyboardInterrupt where Ctrl-C stopped it (after a checkpoint).
-    """
-    resolved = config.resolve(
-        settings, file=Path(config_file) if config_file else None, called_from="argument"
-    )
-    outcome = start(resolved)
-    if outcome.exit_code == Exit.INTERRUPTED:
-        raise KeyboardInterrupt
-    if outcome.exit_code:
-        raise SystemExit(outcome.exit_code)
-    return outcome.run
 
 
 def start(resolved: Resolved) -> Outcome:

@@ -160,8 +160,8 @@ class Run:
         except (OSError, ValueError):
             return ""
 
-    def plot(self) -> Path | None:
-        """Draw loss.png from metrics.csv; None where there is nothing to draw yet."""
+    def picture(self) -> bytes | None:
+        """The losses of metrics.csv, drawn as PNG; None where there is nothing to draw yet."""
         rows = self.metrics
         if not rows:
             return None
@@ -191,8 +191,15 @@ class Run:
             axes.spines[side].set_visible(False)
         picture = io.BytesIO()
         figure.savefig(picture, format="png")
+        return picture.getvalue()
+
+    def plot(self) -> Path | None:
+        """Draw loss.png; None where there is nothing to draw yet."""
+        picture = self.picture()
+        if picture is None:
+            return None
         try:
-            replace_synced(self.path / PLOT, picture.getvalue())
+            replace_synced(self.path / PLOT, picture)
         except OSError as error:
             raise cannot_write(self.path, error) from None
         return self.path / PLOT
