@@ -55,7 +55,8 @@ def main(arguments: Sequence[str]) -> int:
     try:
         return run(list(arguments))
     except Problems as problems:
-        complain(str(problems))
+        rank = os.environ.get("RANK", "0")  # of several processes on one screen, torchrun's
+        complain(str(problems) if rank == "0" else f"rank {rank}: {problems}")
         return problems.exit_code
     except KeyboardInterrupt:
         return Exit.INTERRUPTED

@@ -22,6 +22,7 @@ class Exit(IntEnum):
     LOSS_NOT_FINITE = 5
     OUT_OF_MEMORY = 6
     IN_USE = 7
+    LOST_PROCESS = 8  # under torchrun: another process is gone or silent, or has other weights by now
     INTERRUPTED = 130
     TERMINATED = 143
 

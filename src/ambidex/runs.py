@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 
 from ambidex import checkpoint
 from ambidex.cardfile import CARD, read_card
+from ambidex.checkpoint import Checkpoint
 from ambidex.device import image
 from ambidex.errors import Exit, Problem, Problems
 
@@ -58,6 +59,8 @@ class Row:
 
 class Run:
     """A run folder. Reading needs no lock; training holds ``lock()`` for as long as it writes."""
+
+    writes = True  # whether what is to be written here is written by this process
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
@@ -104,9 +107,12 @@ class Run:
 
     def write(self, name: str, text: str) -> None:
         """Replace a small file of the run at once."""
+        # A folder's name need not be UTF-8; what is not becomes \\udcXX, which JSON reads back as it was.
+        self.write_bytes(name, text.encode("utf-8", "backslashreplace"))
+
+    def write_bytes(self, name: str, content: bytes) -> None:
         try:
-            # A folder's name need not be UTF-8; what is not becomes \\udcXX, which JSON reads back as it was.
-            checkpoint.replace_synced(self.path / name, text.encode("utf-8", "backslashreplace"))
+            checkpoint.replace_synced(self.path / name, content)
         except OSError as error:
             raise cannot_write(self.path, error) from None
 
@@ -155,6 +161,11 @@ class Run:
         except (OSError, UnicodeDecodeError):
             return ""
 
+    def save(self, saved: Checkpoint, newest: int, best: int | None) -> None:
+        """Write a checkpoint, then drop the old ones that are neither among the ``newest`` nor the ``best`` step's."""
+        checkpoint.save(self.checkpoints, saved)
+        checkpoint.keep_only(self.checkpoints, newest, best)
+
     def plot(self) -> Path | None:
         """Draw loss.png from metrics.csv; None where there is nothing to draw yet."""
         rows = self.metrics
@@ -183,16 +194,48 @@ class Run:
             axes.spines[side].set_visible(False)
         picture = io.BytesIO()
         figure.savefig(picture, format="png")
-        try:
-            checkpoint.replace_synced(self.path / PLOT, picture.getvalue())
-        except OSError as error:
-            raise cannot_write(self.path, error) from None
+        self.write_bytes(PLOT, picture.getvalue())
         return self.path / PLOT
 
     def finished(self) -> bool:
         """Whether a checkpoint of the last step is there. Looks at names only."""
         steps = checkpoint.steps_in(self.checkpoints)
         return bool(steps) and steps[-1] >= int(self.card["config"]["steps"])
+
+
+class Follower(Run):
+    """A run folder that another process writes: what this one would write is left to that one."""
+
+    def __init__(self, path: Path | str, card: Mapping[str, Any]) -> None:
+        super().__init__(path)
+        self._card = dict(card)
+
+    writes = False
+
+    @property
+    def card(self) -> dict[str, Any]:
+        return self._card
+
+    def holds_card(self) -> bool:
+        return bool(self._card)
+
+    def lock(self) -> None: ...
+
+    def unlock(self) -> None: ...
+
+    def write_bytes(self, name: str, content: bytes) -> None: ...
+
+    def write_card(self, card: Mapping[str, Any]) -> None: ...
+
+    def append(self, rows: Sequence[Row]) -> None: ...
+
+    def cut_back(self, step: int) -> None: ...
+
+    def add_sample(self, row: Row, steps: int, prompt: str, text: str) -> None: ...
+
+    def save(self, saved: Checkpoint, newest: int, best: int | None) -> None: ...
+
+    def plot(self) -> Path | None: ...
 
 
 def read_metrics(path: Path) -> list[Row]:
