@@ -22,7 +22,7 @@ def act(self: Trainer):
     if self.step + 1 == int(step) and not done.exists():
         done.touch()
         if what == "sleep":
-            time.sleep(60)
+            time.sleep(8)
         else:
             os.kill(os.getpid(), getattr(signal, what))
     return update(self)
@@ -30,9 +30,15 @@ def act(self: Trainer):
 
 if rank == RANK:
     Trainer.update = act
-words = sys.argv[1:]
 if RANK == "1":
-    words += os.environ.get("FLAGS_OF_1", "").split()
-code = cli.main(words)
-Path(f"{os.environ['DONE']}.exit-{RANK}").write_text(str(int(code)))
-sys.exit(code)
+    sys.argv += os.environ.get("FLAGS_OF_1", "").split()
+leave = os._exit
+
+
+def told(code: int) -> None:
+    Path(f"{os.environ['DONE']}.exit-{RANK}").write_text(str(int(code)))
+    leave(code)
+
+
+os._exit = told
+cli.entry()

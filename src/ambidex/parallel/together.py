@@ -63,6 +63,7 @@ class Together(Group):
         """Once all is written: what torchrun sees end first makes it stop the others."""
         self.from_writer(lambda: self._of_all_attempts.delete_key(RUN))
         self._exchange(None)
+        self._fast = self._patient = None  # their threads end with the last reference
         dist.destroy_process_group()
 
     def begun(self) -> str:
