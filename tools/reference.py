@@ -32,6 +32,7 @@ EXIT_CODES = """## Exit codes
 | 5 | loss or gradient not finite |
 | 6 | out of memory |
 | 7 | the run is in use by another process |
+| 8 | under torchrun: another process of the run is lost or silent, or its weights are no longer the same |
 | 130, 143 | stopped by Ctrl-C or SIGTERM, after a checkpoint |
 
 `ambidex doctor` has codes of its own (`docs/doctor.md`); `train --device cuda` that cannot have its GPU ends in the
