@@ -202,23 +202,41 @@ class Wide(argparse.HelpFormatter):
 
 def bench(arguments: list[str]) -> int:
     parser = Parser(prog="ambidex bench", description=COMMANDS["bench"], allow_abbrev=False)
-    parser.add_argument("--preset", default="nano", help="the model whose step is taken apart [nano]")
+    parser.add_argument(
+        "--preset", default="", help="the model whose step is taken apart [nano]; with --to-loss [quick]"
+    )
     parser.add_argument(
         "--precision", choices=("auto", "fp32", "bf16"), default="auto", help="as in training [auto]"
     )
     parser.add_argument("--threads", type=int, default=0, help="0: as training takes by itself [0]")
     parser.add_argument("--steps", type=int, default=5, help="steps that are measured [5]")
+    parser.add_argument(
+        "--to-loss", type=float, default=0.0, metavar="NATS",
+        help="instead: seconds to this validation loss on --data, in turns with a plain loop",
+    )  # fmt: skip
+    parser.add_argument("--data", default="", metavar="FILE", help="the text for --to-loss")
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="pairs of runs for --to-loss, each with its seed [5]"
+    )
     parser.add_argument("--json", action="store_true", help="for a program to read")
     options = parser.parse_args(arguments)
     wrong = [
         Problem(f"{flag} has a value that it cannot have.", found=str(value), wanted=f"{least} or more")
-        for flag, value, least in (("--threads", options.threads, 0), ("--steps", options.steps, 1)) if value < least
+        for flag, value, least in (("--threads", options.threads, 0), ("--steps", options.steps, 1),
+                                    ("--rounds", options.rounds, 1), ("--to-loss", options.to_loss, 0)) if value < least
     ]  # fmt: skip
+    if options.to_loss and not options.data:
+        wrong.append(Problem("--to-loss needs a text.", found="no --data", wanted="a text file",
+                             fix="ambidex bench --to-loss 1.88 --data PATH"))  # fmt: skip
     if wrong:
         raise Problems(wrong)
+    if options.to_loss:
+        from ambidex import race
+
+        return race.run(options.to_loss, options.data, options.preset, options.rounds, options.json)
     from ambidex import bench as room
 
-    return room.run(options.preset, options.precision, options.threads, options.steps, options.json)
+    return room.run(options.preset or "nano", options.precision, options.threads, options.steps, options.json)
 
 
 def presets(arguments: list[str]) -> int:

@@ -114,6 +114,11 @@ class Settings(BaseModel):
         1e-6, "Added under every norm's root.", numeric=True, group="model", gt=0, lt=1
     )
 
+    residual_init: float = setting(
+        1.0, "First size of what blocks add to the residual stream, as a part of the usual. 0: they start silent.",
+        numeric=True, group="model", ge=0, le=1,
+    )  # fmt: skip
+
     batch_size: int = setting(
         16, "Sequences per step, over all processes.", numeric=True, group="batch", ge=1, le=WIDEST
     )
