@@ -20,6 +20,8 @@ COMMANDS = {
     "sample": "write text with a trained model",
     "bench": "this machine's peak, and how near training comes to it",
     "compare": "are these runs the same, and where do they part",
+    "report": "one HTML page for a run",
+    "top": "the runs that are trained now, and those that were",
     "presets": "list the presets, or print one to copy and change",
     "variants": "the PyTorch builds that there are, and which fit here",
 }
@@ -107,6 +109,8 @@ def run(arguments: list[str]) -> int:
             "sample": sample,
             "bench": bench,
             "compare": compare,
+            "report": report,
+            "top": top,
             "presets": presets,
             "variants": variants,
         }[command](rest)
@@ -265,6 +269,40 @@ def compare(arguments: list[str]) -> int:
         ) from None
     room.add_arguments(parser)
     return room.run(parser.parse_args(arguments))
+
+
+def report(arguments: list[str]) -> int:
+    parser = Parser(prog="ambidex report", description=COMMANDS["report"], allow_abbrev=False)
+    parser.add_argument("run", metavar="RUN", type=Path, help="a run folder")
+    parser.add_argument("--html", metavar="FILE", type=Path, help="where the page goes [RUN/report.html]")
+    options = parser.parse_args(arguments)
+    from ambidex import runpage
+
+    return runpage.report(options.run, options.html)
+
+
+def top(arguments: list[str]) -> int:
+    parser = Parser(prog="ambidex top", description=COMMANDS["top"], allow_abbrev=False)
+    parser.add_argument(
+        "dir",
+        metavar="DIR",
+        type=Path,
+        nargs="?",
+        help="a folder of runs, or one run [AMBIDEX_RUNS, or runs]",
+    )
+    parser.add_argument("--once", action="store_true", help="print once, on a terminal too")
+    parser.add_argument("--every", type=float, default=2.0, metavar="SECONDS", help="between two looks [2]")
+    options = parser.parse_args(arguments)
+    if not 0.1 <= options.every <= 3600:
+        raise Problems(
+            Problem(
+                "--every has a value that it cannot have.", found=str(options.every), wanted="0.1 to 3600"
+            )
+        )
+    from ambidex import top as room
+
+    folder = options.dir or Path(os.environ.get("AMBIDEX_RUNS") or "runs")
+    return room.show(folder, once=options.once, every=options.every)
 
 
 def sample(arguments: list[str]) -> int:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ambidex import config, plan, runs
-from ambidex.card import leg, new_card, what_decides_numbers
+from ambidex.card import leg, measured, new_card, what_decides_numbers
 from ambidex.compare import tracing
 from ambidex.config import Resolved, Settings
 from ambidex.device import cpu as processor
@@ -128,7 +128,7 @@ def start(resolved: Resolved) -> Outcome:
             held.callback(run.unlock)
         group.from_writer(run.lock)
         group.begin(os.fsencode(run.path).hex())
-        return carry_on(trainer, run, card, choice, stops)
+        return carry_on(trainer, run, card, choice, stops, resolved.origins)
 
 
 def share(settings: Settings, group: Group) -> Settings:
@@ -150,7 +150,8 @@ def choose_device(resolved: Resolved, place: Place) -> Choice:
     return choice if own == choice.name else choose(own, origin, asked={})
 
 
-def carry_on(trainer: Trainer, run: Run, card: Mapping[str, Any], choice: Choice, stops: Stops) -> Outcome:
+def carry_on(trainer: Trainer, run: Run, card: Mapping[str, Any], choice: Choice, stops: Stops,
+             origins: Mapping[str, str]) -> Outcome:  # fmt: skip
     """Train in a run folder that this process holds: from its newest good checkpoint, or from the start."""
     settings = trainer.settings
     if card:
@@ -161,8 +162,9 @@ def carry_on(trainer: Trainer, run: Run, card: Mapping[str, Any], choice: Choice
             return Outcome(run, Exit.DONE)
         run.write_card({**card, "resumes": [*card.get("resumes", []), leg(trainer, choice)]})
     else:
-        run.write_card(new_card(trainer, choice))
-        trainer.tokens.tokenizer.save(run.path / runs.TOKENIZER)
+        run.write_card({**new_card(trainer, choice), "origins": dict(origins)})
+        if run.writes:
+            trainer.tokens.tokenizer.save(run.path / runs.TOKENIZER)
     line("run", f"{run.path}" + (f", from step {trainer.step}" if trainer.step else ""))
     stops.listening = True
     trainer.group.agree_on_weights(trainer.model)
@@ -179,6 +181,7 @@ def carry_on(trainer: Trainer, run: Run, card: Mapping[str, Any], choice: Choice
     ):
         fit(trainer, run, stops, screen)
     run.plot()
+    run.write_card({**run.card, "measured": measured(trainer)})
     write_summary(trainer, run)
     show_end(trainer, run)
     return Outcome(run, stops.asked or stops.agreed or Exit.DONE)

@@ -67,7 +67,7 @@ def train(text: str, steps: int, seed: int, threads: int) -> dict[str, Any]:
     with torch.no_grad():
         parts = [
             F.cross_entropy(model(some).flatten(0, 1), answers.flatten(), reduction="sum")
-            for some, answers in zip(inputs.split(BATCH), targets.split(BATCH))
+            for some, answers in zip(torch.split(inputs, BATCH), torch.split(targets, BATCH))
         ]
     return {
         "val_loss": float(sum(parts)) / whole,
@@ -102,8 +102,12 @@ def gpt(vocabulary: int) -> Any:
 
         def forward(self, x: Tensor) -> Tensor:  # (B, T, W)
             batch, length, _ = x.shape
-            parts = self.mixing(self.first(x)).view(batch, length, 3, HEADS, -1).permute(2, 0, 3, 1, 4)
-            seen = F.scaled_dot_product_attention(*parts, is_causal=True)  # (B, heads, T, W / heads)
+            queries, keys, values = (
+                self.mixing(self.first(x)).view(batch, length, 3, HEADS, -1).permute(2, 0, 3, 1, 4)
+            )
+            seen = F.scaled_dot_product_attention(
+                queries, keys, values, is_causal=True
+            )  # (B, heads, T, W / heads)
             x = x + self.mixed(seen.transpose(1, 2).reshape(batch, length, WIDTH))
             return x + self.narrow(F.gelu(self.widen(self.second(x))))  # type: ignore[no-any-return]
 

@@ -187,6 +187,10 @@ class Settings(BaseModel):
         False, "With --trace: keep the states at two probe steps, which --from-trace reads. Large.",
         numeric=False, group="comparing",
     )  # fmt: skip
+    trace_band: int = setting(
+        32, "With --trace: steps that are trained twice more with other roundings, for the band around the loss curve.",
+        numeric=False, group="comparing", ge=0, le=LARGEST,
+    )  # fmt: skip
     from_trace: str = setting(
         "", "With --trace: also take steps from the states of this run, which had --trace-states.",
         numeric=False, group="comparing",

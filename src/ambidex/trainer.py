@@ -20,7 +20,8 @@ from ambidex.loss import IGNORED, cross_entropy_sum
 from ambidex.model import LanguageModel
 from ambidex.optim import Optimizer, Schedule
 from ambidex.parallel.group import GradientSum, Group
-from ambidex.runs import Row, Run
+from ambidex.rows import Row
+from ambidex.runs import Run
 from ambidex.sampling import generate
 from ambidex.screen import Screen
 from ambidex.stops import Stops

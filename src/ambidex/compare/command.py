@@ -29,6 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="leave out, and name, what holds no run (a leg not trained here)",
     )
+    parser.add_argument(
+        "--html", metavar="FILE", type=Path, help="also write the comparison as one page with its plots"
+    )
     parser.add_argument("--json", action="store_true", help="the verdict for tools, schema 1")
 
 
@@ -45,7 +48,12 @@ def run(options: argparse.Namespace) -> int:
                         wanted="at least two folders that hold a run", fix="ambidex train --trace --out FOLDER")
             )  # fmt: skip
     verdicts = compare(paths)
-    print(report.as_json(verdicts) if options.json else report.text(verdicts))
+    print(report.as_json(verdicts) if options.json else report.text(verdicts), flush=True)
+    if options.html is not None:
+        from ambidex.compare.page import page
+        from ambidex.page.markup import write
+
+        write(options.html, page(verdicts))
     return report.exit_code(verdicts)
 
 

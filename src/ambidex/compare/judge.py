@@ -404,7 +404,7 @@ def _not_judged(view: View) -> list[dict[str, Any]]:
     ]  # fmt: skip
     unmeasured = sorted({view.keys[n].step for n in range(len(view.keys)) if np.isnan(view.floor[n])})
     if unmeasured:
-        high.append({"mode": mode, "step": unmeasured[0], "tensor": f"all of steps {', '.join(map(str, unmeasured))}",
+        high.append({"mode": mode, "step": unmeasured[0], "tensor": f"all of step{'s' * (len(unmeasured) > 1)} {', '.join(map(str, unmeasured))}",
                      "why": "no floor was measured so late in a free run"})  # fmt: skip
     if view.unmatched and mode != "fed":
         high.append(

@@ -91,6 +91,9 @@ class Tracing(Observer):
         workshop = Workshop(self._rebuild, self._device, self._native)
         self._free_floor = workshop.floor_tables(state, {s for s in self._recorder.steps if s < count}, count)
         self._trace.floor_legs = list(self._free_floor)
+        if band := min(trainer.settings.trace_band, trainer.settings.steps):
+            line("trace", f"the loss of the first {band} steps twice more, with other roundings")
+            self._trace.losses = workshop.losses(state, band)
         del workshop
         if self._reference is not None:
             line(
