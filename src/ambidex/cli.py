@@ -96,7 +96,18 @@ class _Built(Exception):  # noqa: N818  no error
 
 def entry() -> NoReturn:
     """The console script."""
-    sys.exit(main(sys.argv[1:]))
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        sys.exit(main(sys.argv[1:]))
+    # One of torchrun's processes. A thread of gloo's that still lives when Python takes itself apart asks for its lock
+    # and aborts the process (torch 2.13), and one that waits for a lost process cannot be joined. So: straight out.
+    try:
+        code = main(sys.argv[1:])
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else Exit.USAGE
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+    os._exit(code)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -109,7 +120,8 @@ def main(arguments: Sequence[str]) -> int:
     try:
         return run(list(arguments))
     except Problems as problems:
-        complain(str(problems))
+        rank = os.environ.get("RANK", "0")  # of several processes on one screen, torchrun's
+        complain(str(problems) if rank == "0" else f"rank {rank}: {problems}")
         return problems.exit_code
     except ModuleNotFoundError as error:
         if error.name not in FOR_TRAINING:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from ambidex.config import Resolved, Settings
 from ambidex.device.choose import Choice
 from ambidex.errors import Exit, Problem, Problems
 from ambidex.escaping import one_line
-from ambidex.runs import Run
+from ambidex.parallel.group import Group
+from ambidex.runs import Follower, Run
 from ambidex.screen import line
 from ambidex.text.tokens import Tokens
 from ambidex.trainer import Trainer
@@ -191,6 +193,87 @@ def check_state(saved: Checkpoint, settings: Settings) -> None:
             Problem("The checkpoint is of another run.", found=f"step {saved.step}, {saved.state['optimizer_steps']} updates",
                     wanted=f"at most {settings.steps} steps, and no more updates than steps"), Exit.DATA,
         )  # fmt: skip
+
+
+LOCAL = {"out", "data", "device", "threads"}  # settings that may differ between the processes of a run
+
+
+def shared(settings: Settings) -> dict[str, Any]:
+    return settings.model_dump(mode="json", exclude=LOCAL)
+
+
+def restarted(resolved: Resolved, group: Group) -> Resolved:
+    """What torchrun starts anew, after it lost a process, goes on with the run that it had begun."""
+    before = group.begun()
+    if not before and not group.highest(group.place.attempt):
+        return resolved
+    line("restart", "by torchrun: going on from the last checkpoint")
+    update = {"resume": True} | (
+        {"out": os.fsdecode(bytes.fromhex(before))} if before and not resolved.settings.out else {}
+    )
+    return replace(resolved, settings=resolved.settings.model_copy(update=update))
+
+
+def named(resolved: Resolved) -> tuple[Run | None, Resolved]:
+    run = named_run(resolved.settings)
+    return run, with_card(resolved, run.card) if run is not None and run.holds_card() else resolved
+
+
+def unfinished(resolved: Resolved, tokens: Tokens, choice: Choice) -> tuple[Run | None, Resolved]:
+    run = unfinished_run(resolved, tokens, choice)
+    return run, with_card(resolved, run.card) if run else resolved
+
+
+def new_run(resolved: Resolved) -> Run:
+    return Run(resolved.settings.out or runs.next_folder(resolved.settings.preset))
+
+
+def same_run(
+    group: Group, resolved: Resolved, find: Callable[[], tuple[Run | None, Resolved]]
+) -> tuple[Run | None, Resolved]:
+    """The run and its settings as the process that writes finds them; the others follow, with their own places."""
+    found: list[tuple[Run | None, Resolved]] = []
+
+    def look() -> dict[str, Any]:
+        run, settled = found_here = find()
+        found.append(found_here)
+        if group.size == 1:
+            return {}
+        card = run.card if run is not None and run.holds_card() else {}
+        return {
+            "run": None if run is None else os.fsencode(run.path).hex(),
+            "card": card,
+            "settings": settled.settings.model_dump(mode="json"),
+        }
+
+    told = group.from_writer(look)
+    if found:
+        return found[0]
+    own = {name: value for name, value in resolved.given().items() if name in LOCAL}
+    settings = Settings.model_validate(told["settings"]).model_copy(update=own)
+    path = None if told["run"] is None else Path(os.fsdecode(bytes.fromhex(told["run"])))
+    return None if path is None else Follower(path, told["card"]), replace(resolved, settings=settings)
+
+
+def restore_everywhere(trainer: Trainer, run: Run) -> None:
+    """Restore in the process that holds the run folder, and copy its state into the others: they need no disk of it."""
+    group = trainer.group
+
+    def restored() -> dict[str, Any]:
+        restore_newest(trainer, run)
+        return {"step": trainer.step, **trainer.snapshot().state} if group.size > 1 else {}
+
+    state = group.from_writer(restored)
+    if group.size == 1:
+        return
+    model = {name: weight.detach() for name, weight in trainer.model.named_parameters()}
+    moments = trainer.optimizer.state()
+    if not group.writes and state["optimizer_steps"]:
+        like = next(iter(model.values()))
+        moments = {name: like.new_zeros(shape) for name, shape in trainer.optimizer.shapes().items()}
+    group.from_writer_tensors([*model.values(), *(moments[name] for name in sorted(moments))])
+    if not group.writes:
+        trainer.restore(Checkpoint(state["step"], model, moments, state))
 
 
 def _none_good(reasons: Sequence[str]) -> Problems:

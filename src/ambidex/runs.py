@@ -33,6 +33,8 @@ LARGEST_SAMPLES = 1 << 26
 class Run:
     """A run folder. Reading needs no lock; training holds ``lock()`` for as long as it writes."""
 
+    writes = True  # whether what is to be written here is written by this process
+
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         # Long enough for `ambidex top` to have looked, far too short for a training to end.
@@ -83,9 +85,12 @@ class Run:
 
     def write(self, name: str, text: str) -> None:
         """Replace a small file of the run at once."""
+        # A folder's name need not be UTF-8; what is not becomes \\udcXX, which JSON reads back as it was.
+        self.write_bytes(name, text.encode("utf-8", "backslashreplace"))
+
+    def write_bytes(self, name: str, content: bytes) -> None:
         try:
-            # A folder's name need not be UTF-8; what is not becomes \\udcXX, which JSON reads back as it was.
-            replace_synced(self.path / name, text.encode("utf-8", "backslashreplace"))
+            replace_synced(self.path / name, content)
         except OSError as error:
             raise cannot_write(self.path, error) from None
 
@@ -198,16 +203,46 @@ class Run:
         picture = self.picture()
         if picture is None:
             return None
-        try:
-            replace_synced(self.path / PLOT, picture)
-        except OSError as error:
-            raise cannot_write(self.path, error) from None
+        self.write_bytes(PLOT, picture)
         return self.path / PLOT
 
     def finished(self) -> bool:
         """Whether a checkpoint of the last step is there. Looks at names only."""
         steps = checkpoint.steps_in(self.checkpoints)
         return bool(steps) and steps[-1] >= int(self.card["config"]["steps"])
+
+
+class Follower(Run):
+    """A run folder that another process writes: what this one would write is left to that one."""
+
+    def __init__(self, path: Path | str, card: Mapping[str, Any]) -> None:
+        super().__init__(path)
+        self._card = dict(card)
+
+    writes = False
+
+    @property
+    def card(self) -> dict[str, Any]:
+        return self._card
+
+    def holds_card(self) -> bool:
+        return bool(self._card)
+
+    def lock(self) -> None: ...
+
+    def unlock(self) -> None: ...
+
+    def write_bytes(self, name: str, content: bytes) -> None: ...
+
+    def write_card(self, card: Mapping[str, Any]) -> None: ...
+
+    def append(self, rows: Sequence[Row]) -> None: ...
+
+    def cut_back(self, step: int) -> None: ...
+
+    def add_sample(self, row: Row, steps: int, prompt: str, text: str) -> None: ...
+
+    def plot(self) -> Path | None: ...
 
 
 def printable(text: str) -> str:

@@ -18,6 +18,7 @@ from torch import Tensor
 from ambidex import checkpoint
 from ambidex.checkpoint import Checkpoint, Damaged
 from ambidex.errors import Exit, Problem, Problems
+from ambidex.runs import Run
 
 SPARE = 1.2  # of the snapshot's bytes must be free before it is taken
 
@@ -153,6 +154,20 @@ class Saver:
         return {
             name: self._copies[f"{part}/{name}"].copy_(tensor.detach()) for name, tensor in tensors.items()
         }
+
+
+class Bystander(Saver):
+    """Saves nothing: another process writes the run, and this one trains beside it."""
+
+    def save(self, live: Checkpoint, best: int | None) -> None: ...
+
+
+def saver_of(
+    run: Run, keep: int, *, tell: Callable[[str, str], None], free_bytes: Callable[[], int | None]
+) -> Saver:
+    """What saves a run's checkpoints, each once the rows up to it are on disk."""
+    kind = Saver if run.writes else Bystander
+    return kind(run.checkpoints, keep, tell=tell, before_it_appears=run.sync_metrics, free_bytes=free_bytes)
 
 
 def _failed(failure: Failure) -> Problems:

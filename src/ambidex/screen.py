@@ -32,11 +32,13 @@ def to_nobody_in_need() -> Iterator[None]:
 class Screen:
     """A bar on a terminal (standard error, so that standard output stays clean); nothing but lines in a log."""
 
-    def __init__(self, steps: int, done: int, tokens_per_step: int, share: float = 0.0) -> None:
+    def __init__(
+        self, steps: int, done: int, tokens_per_step: int, share: float = 0.0, *, silent: bool = False
+    ) -> None:
         """``share``: of one product's measured rate, for each token per second; 0 where it is not known."""
         self._tokens_per_step, self._share = tokens_per_step, share
         self._bar = tqdm(
-            total=steps, initial=done, unit="step", disable=None, dynamic_ncols=True, file=sys.stderr,
+            total=steps, initial=done, unit="step", disable=silent or None, dynamic_ncols=True, file=sys.stderr,
             bar_format="{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
         )  # fmt: skip
         self._steps = steps

@@ -218,8 +218,12 @@ class Settings(BaseModel):
         "auto", "auto: bf16 where the chip has it, else fp32.", numeric=True, group="machine"
     )
     compile: bool = setting(False, "Compile the model with torch.compile.", numeric=True, group="machine")
-    threads: int = setting(0, "CPU threads. 0: the cores that this process may use.", numeric=False,
+    threads: int = setting(0, "CPU threads of each process. 0: the cores that it may use.", numeric=False,
                            group="machine", ge=0, le=4096)  # fmt: skip
+    collective_timeout: Seconds = setting(
+        300.0, "Under torchrun: how long a process waits for the others within a step before it gives up.",
+        numeric=False, group="machine", ge=1, le=86_400, allow_inf_nan=False,
+    )  # fmt: skip
 
     def numeric(self) -> dict[str, Any]:
         """The settings that decide a run's numbers: what "the same configuration" compares."""

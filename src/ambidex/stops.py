@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType, TracebackType
 
@@ -30,9 +31,18 @@ class Stops:
     """
 
     def __init__(self) -> None:
-        self.asked: int | None = None
+        self.asked: int | None = None  # by a signal to this process
+        self.agreed: int | None = None  # by one to any process of the run
         self.listening = False
         self._before: dict[int, object] = {}
+
+    def heard(self, highest: Callable[[int], int] = int) -> bool:
+        """Whether any process of the run was asked to stop: all of them hear it at the same step.
+
+        ``highest`` is the largest of the numbers that the processes call it with.
+        """
+        self.agreed = highest(self.asked or 0) or None
+        return self.agreed is not None
 
     def __enter__(self) -> Stops:
         if threading.current_thread() is threading.main_thread():

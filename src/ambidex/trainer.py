@@ -21,10 +21,11 @@ from ambidex.errors import Exit, Problem, Problems
 from ambidex.loss import IGNORED, cross_entropy_sum
 from ambidex.model import LanguageModel
 from ambidex.optim import Optimizer, Schedule
+from ambidex.parallel.group import GradientSum, Group
 from ambidex.rows import Row
 from ambidex.runs import Run
 from ambidex.sampling import generate
-from ambidex.saver import Saver
+from ambidex.saver import Saver, saver_of
 from ambidex.screen import Screen
 from ambidex.stops import Stops
 from ambidex.text.batches import Batches, validation_batches
@@ -67,16 +68,19 @@ class Trainer:
     skipped_in_a_row: int = 0  # updates, by `non_finite = "skip"`
     best: tuple[float, int] | None = None  # lowest validation loss at a saved step, and that step
     observer: Observer = field(default_factory=Observer)
-    _micro_batches: int = field(init=False, default=1)
+    group: Group = field(default_factory=Group)  # the processes that train together; by default one
+    _rows_at_once: int = field(init=False)  # of a forward pass, at most
+    _gradient_sum: GradientSum = field(init=False)
 
     def __post_init__(self) -> None:
-        self._micro_batches = self.settings.batch_size // (
-            self.settings.micro_batch_size or self.settings.batch_size
-        )
+        share = self.group.most_rows(self.settings.batch_size)
+        self._rows_at_once = min(self.settings.micro_batch_size or share, share)
+        self._gradient_sum = self.group.gradient_sum(self.model)
 
     def update(self) -> Row:
         """One optimizer update. Raises `NotFinite` (exit 5) where loss or gradient are not finite and may not be."""
         started = time.perf_counter()
+        self.group.step = self.step
         rate = self.schedule.at(self.step)
         inputs, targets = self.batches.batch(self.step)
         self.observer.begins(self, inputs, targets)
@@ -106,32 +110,38 @@ class Trainer:
     def accumulate(self, inputs: NDArray[np.int64], targets: NDArray[np.int64]) -> float:
         """Gradients of the mean loss of a whole batch, (batch, context) each; returns that loss in nats per token.
 
-        Sums are divided by the tokens of the whole batch, so any split into micro-batches gives the same gradient.
+        Sums are divided by the tokens of the whole batch, so any split into micro-batches, and of these among
+        processes, gives the same gradient.
         """
+        rows = self.group.rows(len(inputs))
+        parts = -(-(rows.stop - rows.start) // self._rows_at_once)
         total = torch.zeros((), dtype=torch.float64)
-        for some_inputs, some_targets in zip(
-            np.array_split(inputs, self._micro_batches), np.array_split(targets, self._micro_batches)
-        ):
-            with self.device.autocast():
-                hidden = self.forward(self.device.tensor(some_inputs))  # (micro-batch, context, width)
-                loss = cross_entropy_sum(self.model, hidden, self.device.tensor(some_targets)) / targets.size
-            (loss * self.scale.value).backward()  # type: ignore[no-untyped-call]
-            total += loss.detach().double().cpu()
-        return float(total)
+        with self._gradient_sum.over(parts):
+            for some_inputs, some_targets in zip(
+                np.array_split(inputs[rows], parts), np.array_split(targets[rows], parts)
+            ):
+                with self.device.autocast():
+                    hidden = self.forward(self.device.tensor(some_inputs))  # (micro-batch, context, width)
+                    summed = cross_entropy_sum(self.model, hidden, self.device.tensor(some_targets))
+                    loss = summed / targets.size
+                (loss * self.scale.value).backward()  # type: ignore[no-untyped-call]
+                total += loss.detach().double().cpu()
+        return self.group.sums(float(total))[0]
 
     @torch.no_grad()
     def evaluate(self, limit_tokens: int = 0) -> float:
         """Mean loss in nats per token over the held-out text, or over ``limit_tokens`` of it spread evenly."""
         started = time.perf_counter()
         total, counted = 0.0, 0
-        rows = self.settings.micro_batch_size or self.settings.batch_size
-        for inputs, targets in validation_batches(self.tokens, self.settings.context, rows, limit_tokens):
+        batches = validation_batches(self.tokens, self.settings.context, self._rows_at_once, limit_tokens)
+        for inputs, targets in self.group.turns(batches):
             with self.device.autocast():
                 hidden = self.model(self.device.tensor(inputs))
                 total += float(cross_entropy_sum(self.model, hidden, self.device.tensor(targets)))
             counted += int((targets != IGNORED).sum())
+        total, predicted = self.group.sums(total, counted)
         self.seconds += time.perf_counter() - started
-        return total / counted
+        return total / predicted
 
     def sample(self, step: int) -> tuple[str, str]:
         """A prompt and how the model goes on: the setting's prompt, or else how the held-out text begins."""
@@ -176,13 +186,12 @@ def fit(trainer: Trainer, run: Run, stops: Stops, screen: Screen) -> None:
     settings, rhythm = trainer.settings, Rhythm.of(trainer.settings)
     saved = trainer.step
     spikes = health.Spikes.after(row.loss for row in run.metrics)
-    saver = Saver(run.checkpoints, settings.keep, tell=screen.tell, before_it_appears=run.sync_metrics,
-                  free_bytes=available_bytes)  # fmt: skip
+    saver = saver_of(run, settings.keep, tell=screen.tell, free_bytes=available_bytes)
     watchdog = Watchdog(
         settings.step_timeout, run.path / "hang.txt", run.command_to_resume(), lambda: saver.wait(60)
     )
     with saver, watchdog:
-        while trainer.step < settings.steps and stops.asked is None:
+        while trainer.step < settings.steps and not stops.heard(trainer.group.highest):
             trainer.observer.between(trainer)
             try:
                 with watchdog.step(trainer.step + 1):
@@ -218,6 +227,7 @@ def save(trainer: Trainer, val_loss: float | None, saver: Saver) -> int:
     """Have a checkpoint written; the old ones that are neither among the newest nor the best go once it is verified."""
     if val_loss is not None and (trainer.best is None or val_loss < trainer.best[0]):
         trainer.best = val_loss, trainer.step
+    trainer.group.agree_on_weights(trainer.model)
     saver.save(trainer.snapshot(), trainer.best[1] if trainer.best else None)
     return trainer.step
 
@@ -240,6 +250,8 @@ def note(trainer: Trainer, run: Run, screen: Screen, kind: str, step: int, loss:
     }
     screen.tell(kind, f"step {step}: loss {loss:.4f}, gradient norm {norm:.4g}: {words[kind]}; its batch stands in "
                       f"{run.path / health.HEALTH}")  # fmt: skip
+    if not run.writes:
+        return
     with suppress(OSError):
         health.record(run.path, kind, step, loss, norm, trainer.batches.starts(step - 1).tolist())
 
