@@ -126,7 +126,7 @@ BLIND = [
     Fault("moments reset at step 4", "moments", "", around(optim.Optimizer, "step", moments_reset_at_four), late=True),
     Fault("an update shortened by a thousandth", "update", f"{LAYER0}.mlp.down_proj", around(optim.Optimizer, "step", wrong_way)),
     Fault("decay on the embedding only, doubled", "update", "model.embed_tokens",
-          with_built(lambda t: t.optimizer._adamw.param_groups[0].update(weight_decay=0.2)), "muon"),
+          with_built(lambda t: setattr(t.optimizer._adamw, "weight_decay", 0.2)), "muon"),
     Fault("Muon's size x 1.001", "update", "", around(optim, "orthogonalise", lambda o, *a: o(*a) * 1.001), "muon"),
     Fault("a warm-up one step longer", "schedule", "",
           around(optim.Schedule, "at", lambda o, self, step: o(self, step) * (0.9 if step < 3 else 1.0))),

@@ -76,7 +76,7 @@ def judge(reference: Folder, run: Folder) -> Verdict:
         return verdict
     found = views(reference.trace, run.trace) if reference.trace and run.trace else []
     verdict.modes = list(dict.fromkeys(v.leg.mode for v in found))
-    verdict.first = _weights(reference, run, found)
+    verdict.first = _other_parameters(reference, run) or _weights(reference, run, found)
     if verdict.first is None and not found:
         return _by_metrics(verdict)
     verdict.first = verdict.first or first_difference(
@@ -87,6 +87,22 @@ def judge(reference: Folder, run: Folder) -> Verdict:
     if verdict.same and not any(view.compared() for view in found):
         verdict.same, verdict.problems = None, [_no_floor()]
     return verdict
+
+
+def _other_parameters(reference: Folder, run: Folder) -> Finding | None:
+    """A parameter that only one of the models has, such as a head that is no longer the embedding's own matrix."""
+    for one, other, words in ((run, reference, "the reference has not"), (reference, run, "this run has not")):
+        mine, theirs = _parameters(one), _parameters(other)
+        for name in mine if mine and theirs else ():
+            if name not in theirs:
+                return Finding(0, "weights", name.rpartition(".")[0], f"weight of {name}", "free", float("inf"),
+                               f"There is a parameter that {words}: {name}.")  # fmt: skip
+    return None
+
+
+def _parameters(one: Folder) -> dict[str, None]:
+    legs = one.trace.legs.items() if one.trace else ()
+    return {k.name: None for leg, table in legs if leg.mode == "free" for k in table.keys if k.kind == "weight"}
 
 
 def _weights(reference: Folder, run: Folder, found: Sequence[View]) -> Finding | None:

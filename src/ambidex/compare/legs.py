@@ -99,6 +99,7 @@ class Workshop:
     rebuild: Rebuild
     device: str
     precision: str
+    native: str = ""  # the run's own precision, whose code a leg in fp32 takes
     _same: Trainer | None = None
     _exact: Trainer | None = None
 
@@ -106,6 +107,7 @@ class Workshop:
     def same(self) -> Trainer:
         if self._same is None:
             self._same = self.rebuild(self.device, self.precision)
+            self._same.device.imitate(self.native or self.precision)
         return self._same
 
     @property

@@ -10,11 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ambidex import checkpoint, runs
+from ambidex.cardfile import read_card
 from ambidex.checkpoint import Checkpoint
-from ambidex.compare import states, tracefile
+from ambidex.compare import cards, states, tracefile
 from ambidex.compare.legs import Rebuild, TakingWatcher, Watcher, Workshop, play, recorder_for, with_floor
 from ambidex.compare.states import Reference
 from ambidex.compare.tracefile import Leg, Table, Trace
+from ambidex.errors import Problems
 from ambidex.runs import Run
 from ambidex.screen import line
 from ambidex.trainer import Observer, Trainer
@@ -113,7 +115,7 @@ class Tracing(Observer):
         """Two steps from a state, in the run's precision and in fp32, and where there is a reference, fed by it."""
         two = {state.step, state.step + 1}
         for precision in dict.fromkeys((self._native, "fp32")):
-            workshop = Workshop(self._rebuild, self._device, precision)
+            workshop = Workshop(self._rebuild, self._device, precision, self._native)
             recorder = recorder_for(workshop.same, two)
             taking = keep_feed and precision == "fp32"
             watcher = TakingWatcher(recorder) if taking else Watcher(recorder)
@@ -147,6 +149,20 @@ class Tracing(Observer):
             raise runs.cannot_write(self._run.path, error) from None
 
 
+def _fitting(reference: Reference, trainer: Trainer) -> Reference | None:
+    """The reference, or None where the same settings make other parameters here: then the free run says which."""
+    card = read_card(reference.path)
+    try:
+        states.check_fits(reference, trainer.model)
+    except Problems as problems:
+        settings = trainer.settings.numeric().items()
+        if any(card["config"].get(name) != value for name, value in settings if name not in cards.FREE):
+            raise
+        line("trace", f"no steps from {reference.path}: {problems.problems[0].found}")
+        return None
+    return reference
+
+
 def observer(trainer: Trainer, run: Run, rebuild: Callable[[str, str], Trainer]) -> Observer:
     """The observer that the settings ask for. Raises Problems where --from-trace names nothing to start from."""
     settings = trainer.settings
@@ -155,5 +171,5 @@ def observer(trainer: Trainer, run: Run, rebuild: Callable[[str, str], Trainer])
     reference = None
     if settings.from_trace:
         reference = states.open_reference(Path(settings.from_trace))
-        states.check_fits(reference, trainer.model)
+        reference = _fitting(reference, trainer)
     return Tracing(trainer, run, rebuild, reference)
