@@ -74,10 +74,10 @@ class Device:
         low = PRECISIONS[self.precision] if self.precision != "fp32" else None
         return Products(low, onednn=exact_products() == "oneDNN")
 
-    def imitate(self, precision: str) -> None:
-        """Compute, in this precision, by the code of another: an fp32 step then shows what is wrong in bf16's code."""
-        if self.products is not None and precision == "bf16":
-            self.products = Products(PRECISIONS[self.precision], onednn=False)
+    def compute_by_bf16_code(self) -> None:
+        """Take the functions of a bf16 step with fp32 numbers: what is wrong in that code then shows undrowned."""
+        if self.products is not None:
+            self.products = Products(torch.float32, onednn=False)
 
     def place(self, module: Module) -> Module:
         return module.to(self.torch_device)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ambidex.compare import cards
-from ambidex.compare.align import DIFFERENT, LEAST, NEAR, TOO_HIGH, View, views
+from ambidex.compare.align import DIFFERENT, EXACT_ENOUGH, LEAST, NEAR, TOO_HIGH, View, views
 from ambidex.compare.cards import Difference
 from ambidex.compare.fingerprint import factors
 from ambidex.compare.folder import Folder, Row
@@ -131,8 +131,8 @@ def first_difference(found: Sequence[View], before: Sequence[Row], after: Sequen
     """The verdict on all recordings: those that start from the same numbers first."""
     rate = _rate(before, after)
     fed = [(v, v.leg.start) for v in found if v.leg.mode == "fed"]
-    sharp = [v for v in found if v.leg.mode == "state" and v.leg.precision == "fp32"]
-    low = [v for v in found if v.leg.mode == "state" and v.leg.precision != "fp32"]
+    sharp = [v for v in found if v.leg.mode == "state" and v.leg.precision in EXACT_ENOUGH]
+    low = [v for v in found if v.leg.mode == "state" and v.leg.precision not in EXACT_ENOUGH]
     free = [v for v in found if v.leg.mode == "free"]
     exact_free = [v for v in free if v.leg.precision == "fp32"]
     for starts in (

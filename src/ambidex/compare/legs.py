@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ambidex.checkpoint import Checkpoint
+from ambidex.compare.align import EXACT_ENOUGH
 from ambidex.compare.arithmetic import Exact, Noisy, nudge
 from ambidex.compare.feed import Feeder, Taker
 from ambidex.compare.recorder import Recorder
-from ambidex.compare.tracefile import Table, floor_of
+from ambidex.compare.tracefile import BY_BF16, Table, floor_of
 from ambidex.errors import Problems
 from ambidex.trainer import Observer, Trainer
 
@@ -99,15 +100,15 @@ class Workshop:
     rebuild: Rebuild
     device: str
     precision: str
-    native: str = ""  # the run's own precision, whose code a leg in fp32 takes
     _same: Trainer | None = None
     _exact: Trainer | None = None
 
     @property
     def same(self) -> Trainer:
         if self._same is None:
-            self._same = self.rebuild(self.device, self.precision)
-            self._same.device.imitate(self.native or self.precision)
+            self._same = self.rebuild(self.device, "fp32" if self.precision == BY_BF16 else self.precision)
+            if self.precision == BY_BF16:
+                self._same.device.compute_by_bf16_code()
         return self._same
 
     @property
@@ -125,7 +126,7 @@ class Workshop:
             recorder = recorder_for(self.exact, steps)
             play(self.exact, in_double(state), Watcher(recorder), count, Exact())  # type: ignore[no-untyped-call]
             tables["fp64"] = Table.of(recorder.record)
-        noisy, nudged = (1, 3) if self.precision == "fp32" else (4, 0)
+        noisy, nudged = (1, 3) if self.precision in EXACT_ENOUGH else (4, 0)
         for number in range(1, nudged + 1):
             recorder = recorder_for(self.same, steps)
             play(self.same, state, Watcher(recorder), count, nudged=number)

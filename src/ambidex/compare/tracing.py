@@ -15,7 +15,7 @@ from ambidex.checkpoint import Checkpoint
 from ambidex.compare import cards, states, tracefile
 from ambidex.compare.legs import Rebuild, TakingWatcher, Watcher, Workshop, play, recorder_for, with_floor
 from ambidex.compare.states import Reference
-from ambidex.compare.tracefile import Leg, Table, Trace
+from ambidex.compare.tracefile import BY_BF16, Leg, Table, Trace
 from ambidex.errors import Problems
 from ambidex.runs import Run
 from ambidex.screen import line
@@ -48,6 +48,7 @@ class Tracing(Observer):
         self._keeps_states = settings.trace_states
         self._starts = {0, late_start(settings.steps)}
         self._native = trainer.device.precision
+        self._by_hand = trainer.device.products is not None
         self._rebuild, self._device = rebuild, trainer.device.name
         self._recorder = recorder_for(trainer, probe_steps(settings.steps))
         self._recorder.watches_modules = trainer.forward is trainer.model
@@ -114,8 +115,9 @@ class Tracing(Observer):
     def _examine(self, state: Checkpoint, *, keep_feed: bool) -> None:
         """Two steps from a state, in the run's precision and in fp32, and where there is a reference, fed by it."""
         two = {state.step, state.step + 1}
-        for precision in dict.fromkeys((self._native, "fp32")):
-            workshop = Workshop(self._rebuild, self._device, precision, self._native)
+        by_code = [BY_BF16] if self._native == "bf16" and self._by_hand else []
+        for precision in dict.fromkeys((self._native, "fp32", *by_code)):
+            workshop = Workshop(self._rebuild, self._device, precision)
             recorder = recorder_for(workshop.same, two)
             taking = keep_feed and precision == "fp32"
             watcher = TakingWatcher(recorder) if taking else Watcher(recorder)
