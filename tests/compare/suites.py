@@ -165,8 +165,11 @@ def one_fault(bench: Bench, suite: str, group: str, config: str, seed: int, faul
         row |= summary(reference, candidate, verdict, differs)
         first = row["first"]
         row["right"] = bool(first and first["stage"] == fault.stage and fault.module in ("", first["module"]))
-    except Problems as problems:
-        row |= {"found": True, "differs": True, "right": False, "first": None, "refused": problems.problems[0].what}
+    except Exception as error:  # noqa: BLE001  a fault that breaks the training is no case, and the others go on
+        if not isinstance(error, Problems):
+            print("BROKEN", config, fault.name, repr(error)[:300], flush=True)
+            return
+        row |= {"found": True, "differs": True, "right": False, "first": None, "refused": error.problems[0].what}
     bench.keep({**row, "seconds": round(time.perf_counter() - started, 2)})
 
 
@@ -175,7 +178,11 @@ def one_leg(bench: Bench, config: str, seed: int, leg: Benign, name: str = "") -
         return
     started = time.perf_counter()
     reference = bench.reference(config, seed)
-    candidate = bench.candidate(config, seed, leg.change, floor=False, **leg.settings)
+    try:
+        candidate = bench.candidate(config, seed, leg.change, floor=False, **leg.settings)
+    except Exception as error:  # noqa: BLE001
+        print("BROKEN", config, leg.name, repr(error)[:300], flush=True)
+        return
     verdict, differs = verdict_on(reference, candidate)
     bench.keep({"suite": "benign", "config": config, "seed": seed, "case": name or leg.name,
                 **summary(reference, candidate, verdict, differs), "torch": torch.__version__,

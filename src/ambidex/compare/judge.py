@@ -30,7 +30,6 @@ UPDATES = ("steady_update", "update", "unseen_update")
 NO_MOMENTS = {"tokens", "targets", "weight", "input", "output", "loss", "input_gradient", "output_gradient", "gradient",
               "norm", "clipped", *UPDATES}  # fmt: skip
 MOST = 0.9  # of the tensors of a kind: then it is no tensor's fault but the loop's
-HALF = 0.5  # of the updates, and nearly all others agree with their factor: then it is the rate
 SAME_RATE = 1e-9  # relative: rates are computed in fp64 on the host by the same formula
 
 
@@ -145,7 +144,7 @@ def first_difference(found: Sequence[View], before: Sequence[Row], after: Sequen
     for some in (sharp + exact_free, low + free):
         if finding := _most_upstream([(v, v.leg.start + 1) for v in some], feeds, rate, second=True):
             return finding
-    for view in free:
+    for view in free + [v for v in sharp if v.leg.start == 0]:
         if finding := _later(view, feeds, rate):
             return finding
     return rate
@@ -307,8 +306,10 @@ def _update(view: View, step: int) -> Finding | None:
     floor = np.fmax(LEAST, np.where(np.isnan(view.floor[plain]), LEAST, view.floor[plain]))
     moved = np.array([view.keys[n].name in names for n in plain], dtype=bool)
     common = float(np.median(scale[moved])) if moved.any() else 1.0
-    alike = (rest <= view.limit * floor) & (np.abs(scale - common) <= view.limit * floor)
-    if len(plain) > 1 and moved.mean() >= HALF and alike.mean() >= MOST:
+    rounding = view.limit * floor
+    alike = (rest <= rounding) & (np.abs(scale - common) <= rounding)
+    telling = np.abs(common - 1) > rounding  # sharp enough to show such a factor
+    if telling.sum() > 1 and alike[telling].mean() >= MOST and alike.mean() >= MOST:
         number = max(dirty, key=lambda n: view.ratio[n])
         words = f"Every update is {common:.7g} times the reference's."
         return replace(_finding(view, number, "schedule", "optimizer", words), factor=common)
@@ -326,8 +327,8 @@ def _where(view: View, dirty: Sequence[int], whole: Sequence[int]) -> str:
 
 
 def _later(view: View, feeds: dict[str, list[str]], rate: Finding | None) -> Finding | None:
-    """In the free run: the first probe step that differs although those before it were clean."""
-    judged = [step for step in view.steps() if view.leg.precision == "fp32" and step > 1]
+    """In a run of several steps: the first probe step that differs although those before it were clean."""
+    judged = [step for step in view.steps() if view.leg.precision in EXACT_ENOUGH and step > 1]
     for before, step in pairwise([1, *judged]):
         finding = _at_step(view, step, feeds, second=False)
         if finding is None:

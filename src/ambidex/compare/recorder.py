@@ -220,8 +220,8 @@ class Recorder:
         self.account(kind, name, values, start)
         if values.requires_grad:
 
-            def gradient(found: Tensor) -> None:
-                if name not in self.replaced:
+            def gradient(found: Tensor | None) -> None:
+                if found is not None and name not in self.replaced:  # None: one of several products, unused
                     self.account(f"{kind}_gradient", name, found, start)
 
             values.register_hook(gradient)  # type: ignore[no-untyped-call]

@@ -47,7 +47,7 @@ class Tracing(Observer):
         self._run, self._reference = run, reference
         self._keeps_states = settings.trace_states
         self._starts = {0, late_start(settings.steps)}
-        self._native = trainer.device.precision
+        self._native, self._steps = trainer.device.precision, settings.steps
         self._by_hand = trainer.device.products is not None
         self._rebuild, self._device = rebuild, trainer.device.name
         self._recorder = recorder_for(trainer, probe_steps(settings.steps))
@@ -113,18 +113,19 @@ class Tracing(Observer):
         trainer.device.set_numerics()
 
     def _examine(self, state: Checkpoint, *, keep_feed: bool) -> None:
-        """Two steps from a state, in the run's precision and in fp32, and where there is a reference, fed by it."""
-        two = {state.step, state.step + 1}
+        """Steps from a state, in the run's precision and in fp32, and where there is a reference, fed by it."""
         by_code = [BY_BF16] if self._native == "bf16" and self._by_hand else []
         for precision in dict.fromkeys((self._native, "fp32", *by_code)):
             workshop = Workshop(self._rebuild, self._device, precision)
-            recorder = recorder_for(workshop.same, two)
+            count = self._steps_from(state.step, precision)
+            steps = {step for step in (state.step, state.step + 1, *PROBES) if state.step <= step < state.step + count}
+            recorder = recorder_for(workshop.same, steps)
             taking = keep_feed and precision == "fp32"
             watcher = TakingWatcher(recorder) if taking else Watcher(recorder)
-            play(workshop.same, state, watcher, 2)
+            play(workshop.same, state, watcher, count)
             if isinstance(watcher, TakingWatcher):
                 states.save_feed(self._run.path, state.step, watcher.taken, self._trace.identity)
-            floors = workshop.floor_tables(state, two, 2)
+            floors = workshop.floor_tables(state, steps, count)
             table = with_floor(Table.of(recorder.record), floors)
             self._trace.legs[Leg("state", state.step, precision)] = table
             self._trace.feeds.update(recorder.feeds)
@@ -132,6 +133,11 @@ class Tracing(Observer):
                 recorder = recorder_for(workshop.same, {state.step})
                 play(workshop.same, state, Watcher(recorder, self._reference.feed(state.step)), 1)
                 self._trace.legs[Leg("fed", state.step, precision)] = Table.of(recorder.record)
+
+    def _steps_from(self, start: int, precision: str) -> int:
+        """Two, but as many as a free run's floor reaches in the fp32 steps that stand for a lower precision's free run."""
+        whole = precision == "fp32" != self._native and start == 0
+        return min(FREE_STEPS["fp32"], self._steps) if whole else 2
 
     def _rows_before(self, step: int) -> Table | None:
         """What an interrupted run had recorded before the step at which it is continued."""

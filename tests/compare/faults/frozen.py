@@ -84,7 +84,7 @@ def weights(change: Callable[[str, Tensor], Tensor]) -> Callable[[Patch], None]:
         original(built, seed)
         with torch.no_grad():
             for name, weight in built.named_parameters():
-                weight.copy_(change(name, weight))
+                weight.copy_(change(name, weight).clone())
 
     return around(launch, "initialise", initialise)
 
@@ -127,7 +127,7 @@ def gradients(change: Callable[[str, Tensor], Tensor]) -> Callable[[Patch], None
         found = original(self, inputs, targets)
         for name, weight in self.model.named_parameters():
             if weight.grad is not None:
-                weight.grad.copy_(change(name, weight.grad))
+                weight.grad.copy_(change(name, weight.grad).clone())
         return float(found)
 
     def plant(patch: Patch) -> None:
@@ -267,7 +267,7 @@ def noncontiguous(t: trainer.Trainer) -> None:
         if name in named:
             weight = named[name]
             named[name] = shadow = nn.Parameter(weight.detach().clone())
-            weight.register_post_accumulate_grad_hook(lambda w: setattr(shadow, "grad", w.grad))
+            weight.register_post_accumulate_grad_hook(lambda w, shadow=shadow: setattr(shadow, "grad", w.grad))
 
 
 def moments_in_bf16(self: Any, rate: float) -> None:
