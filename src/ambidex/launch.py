@@ -20,6 +20,7 @@ from torch import Tensor
 from ambidex import config, plan, runs
 from ambidex.card import leg, new_card
 from ambidex.compare import tracing
+from ambidex.compare.again import raise_floor
 from ambidex.config import Resolved, Settings
 from ambidex.device import cpu as processor
 from ambidex.device import image
@@ -31,7 +32,14 @@ from ambidex.events import event_files
 from ambidex.guard import cpu_guard
 from ambidex.model import LanguageModel, initialise
 from ambidex.optim import Optimizer, Schedule
-from ambidex.resume import check_same_text, named_run, restore_newest, unfinished_run, with_card
+from ambidex.resume import (
+    check_same_text,
+    named_run,
+    restore_newest,
+    settings_of,
+    unfinished_run,
+    with_card,
+)
 from ambidex.runs import Run
 from ambidex.screen import Screen, line
 from ambidex.stops import Stops
@@ -215,6 +223,21 @@ def build(settings: Settings, device: Device, tokens: Tokens) -> Trainer:
         device.loss_scale(),
         less,
     )
+
+
+def measure_again(path: Path, legs: int) -> None:
+    """Raise the floor in the trace of the run at ``path`` by ``legs`` more legs, on the device that it was trained on.
+
+    Raises Problems: exit 3 where the run, its text or its trace is not there, the doctor's code where its device is not.
+    """
+    run = Run(path)
+    settings = settings_of(run.card)
+    choice = choose(str(run.card["device"]["name"]), "flag")
+    with cpu_guard(choice.forced_by):
+        tokens = prepare_text(settings)
+        check_same_text(run.card, tokens)
+        trainer = build(settings, prepare_device(choice, settings, run.card), tokens)
+        raise_floor(trainer, partial(rebuilt, trainer), path, legs)
 
 
 def memory_errors_in_words(trainer: Trainer) -> AbstractContextManager[None]:

@@ -109,7 +109,7 @@ def _scope(verdict: Verdict) -> str:
     }
     judged = f"{verdict.judged:,} tensors judged: " + ", ".join(modes[mode] for mode in verdict.modes) + "."
     near = (
-        f" {verdict.near} are close to their limit: train once more to be sure."
+        f" {verdict.near} are close to their limit: --measure-again 8 measures the floor with more legs."
         if verdict.near and verdict.same
         else ""
     )
