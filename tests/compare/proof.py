@@ -1,10 +1,11 @@
 """docs/compare-proof.md, written from the results of `suites.py`.
 
-python tests/compare/proof.py RESULTS.jsonl > docs/compare-proof.md
+python tests/compare/proof.py benchmarks/results/2026-11-22-compare-results.jsonl.gz > docs/compare-proof.md
 """
 
 from __future__ import annotations
 
+import gzip
 import json
 import sys
 from collections import defaultdict
@@ -14,7 +15,6 @@ from typing import Any
 
 Row = dict[str, Any]
 HEAD = Path(__file__).with_name("proof_head.md")
-RIVALS: dict[str, tuple[Callable[[Row], bool], Callable[[Row], bool | None]]] = {}
 STAGES = ("data", "weights", "forward", "stale", "loss", "backward", "accumulation", "clip", "moments", "update",
           "schedule")  # fmt: skip
 
@@ -146,7 +146,34 @@ def _named(row: Row, called: list[str] | None) -> bool:
     return called is not None and called[0] == row["stage"] and row["module"] in ("", called[1])
 
 
-def document(rows: list[Row]) -> str:
+def msprobe(rows: list[Row]) -> str:
+    """Its own answer is the first row of its table that does not say `pass`."""
+    bad, good = [r for r in rows if r["suite"] == "faults"], [r for r in rows if r["suite"] == "benign"]
+    alarms = [r for r in bad if r["found"]]
+    part = {"forward": ".forward.", "stale": ".forward.", "loss": ".forward.", "backward": ".backward."}
+    named = [r for r in alarms if part.get(r["stage"], "\0") in r["called"][0] and r["module"] in ("", *_modules(r["called"][0]))]
+    head = ["by", "configuration", "faults found", "named right", "false alarms"]
+    row = ["msprobe 26.2, statistics, level mix", rows[0]["config"], share(alarms, bad), share(named, bad),
+           share([r for r in good if r["found"]], good)]  # fmt: skip
+    words = (
+        "msprobe dumps largest, smallest, mean and norm of what modules and functions take and give, forward and backward, and of parameters'\n"
+        "gradients; it looks at no optimizer and at no weight. `tests/compare/msprobe_rival.py` trained two steps under it for each case and took the\n"
+        "first row of its table that does not say `pass`; a fault is named right where that row is a module's or function's, of the right direction, within the\n"
+        "module that is at fault.\n\n"
+    )
+    return words + table(head, [row])
+
+
+def _modules(name: str) -> list[str]:
+    """The modules that a row such as ``Module.model.layers.0.mlp.FeedForward.forward.0.output.0`` can stand for."""
+    parts = name.split(".")
+    if parts[0] not in ("Module", "Cell"):
+        return []
+    inner = parts[1 : next((n for n, p in enumerate(parts) if p in ("forward", "backward", "parameters_grad")), len(parts)) - 1]
+    return [".".join(inner)]
+
+
+def document(rows: list[Row], other: list[Row]) -> str:
     by = grouped(rows, "suite")
     bad, good, small = by.get("faults", []), by.get("benign", []), by.get("ladder", [])
     seconds = sum(r["seconds"] for r in rows)
@@ -155,15 +182,27 @@ def document(rows: list[Row]) -> str:
         "LADDER": ladder(small), "BENIGN": benign(good), "LEGS": legs(good), "RIVALS": rivals(rows),
         "RUNS": f"{len(rows):,}", "MINUTES": f"{seconds / 60:.0f}",
     }  # fmt: skip
+    filled["MSPROBE"] = msprobe(other) if other else "msprobe: not run."
     text = HEAD.read_text("utf-8")
     for name, value in filled.items():
         text = text.replace(f"<!-- {name} -->", value)
     return text
 
 
-if __name__ == "__main__":
-    latest: dict[Any, Row] = {}
-    for line in Path(sys.argv[1]).read_text("utf-8").splitlines():
+def read(path: Path) -> list[Row]:
+    """Rows of a file of JSON lines, packed or not; of a case that was run twice, the last."""
+    if not path.exists():
+        return []
+    content = path.read_bytes()
+    text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode()
+    latest = {}
+    for line in text.splitlines():
         row = json.loads(line)
         latest[row["suite"], row["config"], row["seed"], row["case"]] = row
-    sys.stdout.write(document(list(latest.values())))
+    return list(latest.values())
+
+
+if __name__ == "__main__":
+    sys.stdout.reconfigure(encoding="utf-8", newline="\n")  # type: ignore[union-attr]
+    given = Path(sys.argv[1])
+    sys.stdout.write(document(read(given), read(given.with_name(given.name.replace("results", "msprobe")))))
