@@ -135,8 +135,12 @@ class Tracing(Observer):
                 self._trace.legs[Leg("fed", state.step, precision)] = Table.of(recorder.record)
 
     def _steps_from(self, start: int, precision: str) -> int:
-        """Two, but as many as a free run's floor reaches in the fp32 steps that stand for a lower precision's free run."""
-        whole = precision == "fp32" != self._native and start == 0
+        """Two, but as many as a free run's floor reaches in the fp32 steps that stand for a lower precision's free run.
+
+        Those are slow, so they are left to traces that others start from, or that start from another's.
+        """
+        asked = self._keeps_states or self._reference is not None
+        whole = asked and precision == "fp32" != self._native and start == 0
         return min(FREE_STEPS["fp32"], self._steps) if whole else 2
 
     def _rows_before(self, step: int) -> Table | None:
