@@ -136,12 +136,13 @@ class Workshop:
         for number in numbers:
             recorder = recorder_for(self.same, steps)
             exact = self.precision in EXACT_ENOUGH
-            nudged = exact and number % 4 != 0
-            if nudged:
+            if exact and number % 4:
                 play(self.same, state, Watcher(recorder), count, nudged=number)
+                tables[f"one ulp, {number}"] = Table.of(recorder.record)
             else:
-                play(self.same, state, Watcher(recorder), count, Noisy(number // 4 if exact else number))
-            tables[f"{'one ulp' if nudged else 'noise'}, {number}"] = Table.of(recorder.record)
+                seed = number // 4 if exact else number
+                play(self.same, state, Watcher(recorder), count, Noisy(seed))
+                tables[f"noise, {seed}"] = Table.of(recorder.record)
         return tables
 
 
