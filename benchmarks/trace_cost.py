@@ -40,7 +40,13 @@ def main() -> None:
         tokens = prepare([str(text)], tokenizer="byte", vocabulary_size=256, field="text", validation_fraction=0.1,
                          cache=Path(folder, "cache"), progress=False)  # fmt: skip
         for preset in options.presets:
-            report(preset, options.precision, options.steps, trainer(preset, options.precision, tokens), legs=not options.no_legs)
+            report(
+                preset,
+                options.precision,
+                options.steps,
+                trainer(preset, options.precision, tokens),
+                legs=not options.no_legs,
+            )
 
 
 def report(preset: str, precision: str, steps: int, training, *, legs: bool) -> None:
@@ -54,9 +60,19 @@ def report(preset: str, precision: str, steps: int, training, *, legs: bool) -> 
         training.observer = Watcher(recorder)
         traced.append(seconds(training.update))
     base = statistics.median(plain)
-    table = Table.of({key: one for key, one in recorder.record.items() if key.step == max(recorder.steps & {k.step for k in recorder.record})})
+    table = Table.of(
+        {
+            key: one
+            for key, one in recorder.record.items()
+            if key.step == max(recorder.steps & {k.step for k in recorder.record})
+        }
+    )
     table.floor[:] = 1e-6
-    size = len(tracefile.write(Trace("a", "a", precision, {Leg("free", 0, precision): table}, recorder.feeds, recorder.shapes)))
+    size = len(
+        tracefile.write(
+            Trace("a", "a", precision, {Leg("free", 0, precision): table}, recorder.feeds, recorder.shapes)
+        )
+    )
     print(f"{preset} {precision}: a step {base:.3f} s, traced {statistics.median(traced):.3f} s ({statistics.median(traced) / base:.2f} times); "
           f"{len(table.keys):,} tensors, {size / 1e3:,.0f} kB a probe step", flush=True)  # fmt: skip
     took = seconds(lambda: view(Leg("free", 0, precision), table, table))
@@ -68,8 +84,13 @@ def report(preset: str, precision: str, steps: int, training, *, legs: bool) -> 
     noise = seconds(lambda: play(training, start, Watcher(recorder_for(training, {first})), 1, Noisy(1)))
     training.model.double()
     training.device.products = None
-    exact = seconds(lambda: play(training, in_double(start), Watcher(recorder_for(training, {first})), 1, Exact()))  # type: ignore[no-untyped-call]
-    print(f"  a step of a leg: nudged {one / base:.1f}, noisy {noise / base:.1f}, fp64 {exact / base:.1f} times a plain one", flush=True)
+    exact = seconds(
+        lambda: play(training, in_double(start), Watcher(recorder_for(training, {first})), 1, Exact())
+    )  # type: ignore[no-untyped-call]
+    print(
+        f"  a step of a leg: nudged {one / base:.1f}, noisy {noise / base:.1f}, fp64 {exact / base:.1f} times a plain one",
+        flush=True,
+    )
 
 
 def seconds(work) -> float:

@@ -1,4 +1,5 @@
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -101,3 +102,10 @@ def test_operations_are_counted_as_six_times_what_multiplies_and_the_attention_s
     shape = Shape(1000, 3, 64, 4, 4, 128, 32)
     matrices = 3 * (4 * 64 * 64 + 3 * 64 * 128) + 64 * 1000
     assert shape.operations_per_token(32) == 6 * (matrices + 3 * 64 * 32)
+
+
+def test_blocks_start_silent_where_the_residual_is_to_start_at_nothing():
+    silent, usual = small_model(replace(SMALL, residual_init=0.0)), small_model(SMALL)
+    for (name, weight), other in zip(silent.named_parameters(), usual.parameters()):
+        adds = name.endswith(("o_proj.weight", "down_proj.weight"))
+        assert not weight.any() if adds else torch.equal(weight, other), name

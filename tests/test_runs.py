@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from ambidex import runs
 from ambidex.cardfile import CARD
 from ambidex.errors import Problems
-from ambidex.runs import Row, Run
+from ambidex.rows import METRICS, Row
+from ambidex.runs import Run
 
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 rows = st.builds(
@@ -44,7 +45,7 @@ def test_the_header_is_the_contracts():
 def test_a_last_line_cut_short_by_a_kill_is_left_out(tmp_path):
     run = Run(tmp_path)
     run.append([a_row(1), a_row(2)])
-    path = tmp_path / runs.METRICS
+    path = tmp_path / METRICS
     path.write_text(path.read_text()[:-30])
     assert [row.step for row in run.metrics] == [1]
 

@@ -63,6 +63,11 @@ def leg(trainer: Trainer, choice: Choice) -> dict[str, Any]:
     }
 
 
+def measured(trainer: Trainer) -> dict[str, Any]:
+    """What is known at the end alone: bytes at the peak of this process, and what one product reached before it."""
+    return {"peak_bytes": trainer.device.peak_bytes(), "product_rate": trainer.device.product_rate}
+
+
 def weights_hash(model: LanguageModel) -> str:
     digest = hashlib.sha256()
     for name, weight in sorted(model.named_parameters()):

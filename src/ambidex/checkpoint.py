@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ambidex.errors import Exit, Problem, Problems
+from ambidex.files import sync_folder, write_synced
 
 MODEL, OPTIMIZER, STATE, MANIFEST = (
     "model.safetensors",
@@ -155,32 +156,6 @@ def clear_unfinished(checkpoints: Path) -> None:
     if checkpoints.is_dir():
         for path in checkpoints.glob(".step-*"):
             shutil.rmtree(path, ignore_errors=True)
-
-
-def write_synced(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename durable. Windows cannot sync a folder and need not."""
-    if os.name == "nt":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def replace_synced(path: Path, content: bytes) -> None:
-    """Write a small file so that a reader sees the old or the new one, never half of it."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    write_synced(unfinished, content)
-    unfinished.replace(path)
-    sync_folder(path.parent)
 
 
 def _verified(folder: Path) -> Iterator[tuple[str, bytes]]:

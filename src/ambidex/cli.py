@@ -21,6 +21,8 @@ COMMANDS = {
     "sample": "write text with a trained model",
     "bench": "this machine's peak, and how near training comes to it",
     "compare": "are these runs the same, and where do they part",
+    "report": "one HTML page for a run",
+    "top": "the runs that are trained now, and those that were",
     "presets": "list the presets, or print one to copy and change",
     "variants": "the PyTorch builds that there are, and which fit here",
 }
@@ -96,6 +98,8 @@ def run(arguments: list[str]) -> int:
             "sample": sample,
             "bench": bench,
             "compare": compare,
+            "report": report,
+            "top": top,
             "presets": presets,
             "variants": variants,
         }[command](rest)
@@ -191,23 +195,41 @@ class Wide(argparse.HelpFormatter):
 
 def bench(arguments: list[str]) -> int:
     parser = Parser(prog="ambidex bench", description=COMMANDS["bench"], allow_abbrev=False)
-    parser.add_argument("--preset", default="nano", help="the model whose step is taken apart [nano]")
+    parser.add_argument(
+        "--preset", default="", help="the model whose step is taken apart [nano]; with --to-loss [quick]"
+    )
     parser.add_argument(
         "--precision", choices=("auto", "fp32", "bf16"), default="auto", help="as in training [auto]"
     )
     parser.add_argument("--threads", type=int, default=0, help="0: as training takes by itself [0]")
     parser.add_argument("--steps", type=int, default=5, help="steps that are measured [5]")
+    parser.add_argument(
+        "--to-loss", type=float, default=0.0, metavar="NATS",
+        help="instead: seconds to this validation loss on --data, in turns with a plain loop",
+    )  # fmt: skip
+    parser.add_argument("--data", default="", metavar="FILE", help="the text for --to-loss")
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="pairs of runs for --to-loss, each with its seed [5]"
+    )
     parser.add_argument("--json", action="store_true", help="for a program to read")
     options = parser.parse_args(arguments)
     wrong = [
         Problem(f"{flag} has a value that it cannot have.", found=str(value), wanted=f"{least} or more")
-        for flag, value, least in (("--threads", options.threads, 0), ("--steps", options.steps, 1)) if value < least
+        for flag, value, least in (("--threads", options.threads, 0), ("--steps", options.steps, 1),
+                                    ("--rounds", options.rounds, 1), ("--to-loss", options.to_loss, 0)) if value < least
     ]  # fmt: skip
+    if options.to_loss and not options.data:
+        wrong.append(Problem("--to-loss needs a text.", found="no --data", wanted="a text file",
+                             fix="ambidex bench --to-loss 1.88 --data PATH"))  # fmt: skip
     if wrong:
         raise Problems(wrong)
+    if options.to_loss:
+        from ambidex import race
+
+        return race.run(options.to_loss, options.data, options.preset, options.rounds, options.json)
     from ambidex import bench as room
 
-    return room.run(options.preset, options.precision, options.threads, options.steps, options.json)
+    return room.run(options.preset or "nano", options.precision, options.threads, options.steps, options.json)
 
 
 def presets(arguments: list[str]) -> int:
@@ -243,6 +265,40 @@ def compare(arguments: list[str]) -> int:
             measure(path, legs)
 
     return room.run(parser.parse_args(arguments), measure_again)
+
+
+def report(arguments: list[str]) -> int:
+    parser = Parser(prog="ambidex report", description=COMMANDS["report"], allow_abbrev=False)
+    parser.add_argument("run", metavar="RUN", type=Path, help="a run folder")
+    parser.add_argument("--html", metavar="FILE", type=Path, help="where the page goes [RUN/report.html]")
+    options = parser.parse_args(arguments)
+    from ambidex import runpage
+
+    return runpage.report(options.run, options.html)
+
+
+def top(arguments: list[str]) -> int:
+    parser = Parser(prog="ambidex top", description=COMMANDS["top"], allow_abbrev=False)
+    parser.add_argument(
+        "dir",
+        metavar="DIR",
+        type=Path,
+        nargs="?",
+        help="a folder of runs, or one run [AMBIDEX_RUNS, or runs]",
+    )
+    parser.add_argument("--once", action="store_true", help="print once, on a terminal too")
+    parser.add_argument("--every", type=float, default=2.0, metavar="SECONDS", help="between two looks [2]")
+    options = parser.parse_args(arguments)
+    if not 0.1 <= options.every <= 3600:
+        raise Problems(
+            Problem(
+                "--every has a value that it cannot have.", found=str(options.every), wanted="0.1 to 3600"
+            )
+        )
+    from ambidex import top as room
+
+    folder = options.dir or Path(os.environ.get("AMBIDEX_RUNS") or "runs")
+    return room.show(folder, once=options.once, every=options.every)
 
 
 def sample(arguments: list[str]) -> int:

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ambidex.runs import Row, Run
+from ambidex.rows import Row
+from ambidex.runs import Run
 from ambidex.screen import line
 
 FOLDER = "tensorboard"

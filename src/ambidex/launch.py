@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ambidex import config, plan, runs
-from ambidex.card import leg, new_card
+from ambidex.card import leg, measured, new_card
 from ambidex.compare import tracing
 from ambidex.compare.again import raise_floor
 from ambidex.config import Resolved, Settings
@@ -119,10 +119,11 @@ def start(resolved: Resolved) -> Outcome:
             run = Run(runs.next_folder(resolved.settings.preset))
             held.callback(run.unlock)
         run.lock()
-        return carry_on(trainer, run, card, choice, stops)
+        return carry_on(trainer, run, card, choice, stops, resolved.origins)
 
 
-def carry_on(trainer: Trainer, run: Run, card: Mapping[str, Any], choice: Choice, stops: Stops) -> Outcome:
+def carry_on(trainer: Trainer, run: Run, card: Mapping[str, Any], choice: Choice, stops: Stops,
+             origins: Mapping[str, str]) -> Outcome:  # fmt: skip
     """Train in a run folder that this process holds: from its newest good checkpoint, or from the start."""
     settings = trainer.settings
     if card:
@@ -133,7 +134,7 @@ def carry_on(trainer: Trainer, run: Run, card: Mapping[str, Any], choice: Choice
             return Outcome(run, Exit.DONE)
         run.write_card({**card, "resumes": [*card.get("resumes", []), leg(trainer, choice)]})
     else:
-        run.write_card(new_card(trainer, choice))
+        run.write_card({**new_card(trainer, choice), "origins": dict(origins)})
         trainer.tokens.tokenizer.save(run.path / runs.TOKENIZER)
     line("run", f"{run.path}" + (f", from step {trainer.step}" if trainer.step else ""))
     stops.listening = True
@@ -147,6 +148,7 @@ def carry_on(trainer: Trainer, run: Run, card: Mapping[str, Any], choice: Choice
     ):
         fit(trainer, run, stops, screen)
     run.plot()
+    run.write_card({**run.card, "measured": measured(trainer)})
     write_summary(trainer, run)
     show_end(trainer, run)
     return Outcome(run, stops.asked or Exit.DONE)

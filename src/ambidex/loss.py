@@ -59,8 +59,8 @@ class _ChunkedLoss(torch.autograd.Function):
             if not bool(known.all()):
                 chances.mul_(known.unsqueeze(1))
             by_some.copy_(multiply(chances, head.t()))
-            part = multiply(chances.t(), some.t()).float()  # (V, W)
-            by_head = part if by_head is None else by_head.add_(part)
+            part = multiply(chances.t(), some.t())  # (V, W)
+            by_head = part.float() if by_head is None else by_head.add_(part)
         if learning:
             ctx.save_for_backward(by_rows.to(hidden.dtype), by_head)
         return total.float()

@@ -33,6 +33,7 @@ class Shape:
     tied: bool = True
     rope_base: float = 10_000.0
     norm_epsilon: float = 1e-6
+    residual_init: float = 1.0
 
     @property
     def head_width(self) -> int:
@@ -228,8 +229,8 @@ def initialise(model: LanguageModel, seed: int) -> None:
     """Fill the weights, the same bytes on every machine (`randomness.py`).
 
     Matrices get a deviation of 1/sqrt(fan in); what a block adds to the residual stream is scaled down by the square
-    root of the number of such additions (Radford et al., 2019); norms start at 1. Each tensor has a stream of its
-    own, so adding a layer changes no other layer.
+    root of the number of such additions (Radford et al., 2019), and by the shape's ``residual_init``; norms start at 1.
+    Each tensor has a stream of its own, so adding a layer changes no other layer.
     """
     additions = 2 * model.shape.layers
     for name, weight in model.named_parameters():
@@ -238,6 +239,6 @@ def initialise(model: LanguageModel, seed: int) -> None:
             continue
         deviation = 0.02 if "embed_tokens" in name else weight.shape[1] ** -0.5
         if name.endswith(("o_proj.weight", "down_proj.weight")):
-            deviation /= additions**0.5
+            deviation *= model.shape.residual_init / additions**0.5
         numbers = symmetric(seed, name, weight.numel(), deviation)
         weight.copy_(torch.from_numpy(numbers).view(weight.shape))

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,42 +16,13 @@ from ambidex import checkpoint
 from ambidex.cardfile import CARD, read_card
 from ambidex.device import image
 from ambidex.errors import Exit, Problem, Problems
+from ambidex.files import replace_synced
+from ambidex.glance import LOCK
+from ambidex.rows import METRICS, Row, read_metrics, render_rows
 
-COLUMNS = ("step", "tokens", "loss", "val_loss", "lr", "grad_norm", "seconds", "tokens_per_second")
-METRICS, PLOT, SAMPLES, SUMMARY = "metrics.csv", "loss.png", "samples.md", "summary.md"
+PLOT, SAMPLES, SUMMARY = "loss.png", "samples.md", "summary.md"
 TOKENIZER = "tokenizer.json"
 CARD_FORMAT = 1
-
-
-@dataclass(frozen=True)
-class Row:
-    """One step. ``tokens`` and ``seconds`` count from the run's start; ``val_loss`` is None where not evaluated."""
-
-    step: int
-    tokens: int
-    loss: float  # nats per token
-    val_loss: float | None
-    lr: float
-    grad_norm: float
-    seconds: float
-    tokens_per_second: float
-
-    def cells(self) -> list[str]:
-        return ["" if value is None else repr(value) for value in (getattr(self, name) for name in COLUMNS)]
-
-    @classmethod
-    def parse(cls, cells: Mapping[str, str]) -> Row:
-        """Raises ValueError or KeyError for anything that is no row of ours."""
-        return cls(
-            step=int(cells["step"]),
-            tokens=int(cells["tokens"]),
-            loss=float(cells["loss"]),
-            val_loss=float(cells["val_loss"]) if cells["val_loss"] else None,
-            lr=float(cells["lr"]),
-            grad_norm=float(cells["grad_norm"]),
-            seconds=float(cells["seconds"]),
-            tokens_per_second=float(cells["tokens_per_second"]),
-        )
 
 
 class Run:
@@ -61,7 +30,8 @@ class Run:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        self._lock = FileLock(self.path / ".lock", timeout=0)
+        # Long enough for `ambidex top` to have looked, far too short for a training to end.
+        self._lock = FileLock(self.path / LOCK, timeout=0.3)
         self.watcher: Callable[[Row], None] | None = None  # is told of each row once metrics.csv has it
 
     def __repr__(self) -> str:
@@ -106,7 +76,7 @@ class Run:
         """Replace a small file of the run at once."""
         try:
             # A folder's name need not be UTF-8; what is not becomes \\udcXX, which JSON reads back as it was.
-            checkpoint.replace_synced(self.path / name, text.encode("utf-8", "backslashreplace"))
+            replace_synced(self.path / name, text.encode("utf-8", "backslashreplace"))
         except OSError as error:
             raise cannot_write(self.path, error) from None
 
@@ -184,7 +154,7 @@ class Run:
         picture = io.BytesIO()
         figure.savefig(picture, format="png")
         try:
-            checkpoint.replace_synced(self.path / PLOT, picture.getvalue())
+            replace_synced(self.path / PLOT, picture.getvalue())
         except OSError as error:
             raise cannot_write(self.path, error) from None
         return self.path / PLOT
@@ -193,30 +163,6 @@ class Run:
         """Whether a checkpoint of the last step is there. Looks at names only."""
         steps = checkpoint.steps_in(self.checkpoints)
         return bool(steps) and steps[-1] >= int(self.card["config"]["steps"])
-
-
-def read_metrics(path: Path) -> list[Row]:
-    """Rows of a metrics file. A last line cut short by a kill is left out, since its step is trained again."""
-    rows: list[Row] = []
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            for cells in csv.DictReader(file):
-                try:
-                    rows.append(Row.parse(cells))
-                except (KeyError, ValueError, TypeError):
-                    break
-    except (OSError, UnicodeDecodeError, csv.Error):
-        return rows
-    return rows
-
-
-def render_rows(rows: Sequence[Row], *, header: bool) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    if header:
-        writer.writerow(COLUMNS)
-    writer.writerows(row.cells() for row in rows)
-    return text.getvalue()
 
 
 def printable(text: str) -> str:

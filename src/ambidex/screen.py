@@ -7,7 +7,7 @@ from types import TracebackType
 
 from tqdm import tqdm
 
-from ambidex.runs import Row
+from ambidex.rows import Row
 
 
 def line(word: str, text: str) -> None:

@@ -114,6 +114,11 @@ class Settings(BaseModel):
         1e-6, "Added under every norm's root.", numeric=True, group="model", gt=0, lt=1
     )
 
+    residual_init: float = setting(
+        1.0, "First size of what blocks add to the residual stream, as a part of the usual. 0: they start silent.",
+        numeric=True, group="model", ge=0, le=1,
+    )  # fmt: skip
+
     batch_size: int = setting(
         16, "Sequences per step, over all processes.", numeric=True, group="batch", ge=1, le=WIDEST
     )
@@ -181,6 +186,10 @@ class Settings(BaseModel):
     trace_states: bool = setting(
         False, "With --trace: keep the states at two probe steps, which --from-trace reads. Large.",
         numeric=False, group="comparing",
+    )  # fmt: skip
+    trace_band: int = setting(
+        32, "With --trace: steps that are trained twice more with other roundings, for the band around the loss curve.",
+        numeric=False, group="comparing", ge=0, le=LARGEST,
     )  # fmt: skip
     from_trace: str = setting(
         "", "With --trace: also take steps from the states of this run, which had --trace-states.",

@@ -11,6 +11,7 @@ from ambidex import plan, runs
 from ambidex.config import Resolved, Settings
 from ambidex.engine import Device
 from ambidex.model import Shape
+from ambidex.rows import METRICS
 from ambidex.runs import Run
 from ambidex.screen import line
 from ambidex.text.batches import Batches
@@ -134,6 +135,6 @@ def show_end(trainer: Trainer, run: Run) -> None:
         loss = evaluated[-1] or 0.0
         line("done", f"validation loss {loss:.4f} nats per token, {bits_per_byte(loss, trainer.tokens):.3f} bits per byte, "
                      f"in {trainer.seconds:.0f} s of training")  # fmt: skip
-    line("see", f"{run.path}{os.sep}{{{runs.PLOT},{runs.SAMPLES},{runs.SUMMARY},{runs.METRICS}}}")
+    line("see", f"{run.path}{os.sep}{{{runs.PLOT},{runs.SAMPLES},{runs.SUMMARY},{METRICS}}}")
     for command in next_commands(run, trainer.step < trainer.settings.steps):
         line("next", command)

@@ -20,7 +20,8 @@ from ambidex.errors import Exit, Problem, Problems
 from ambidex.loss import IGNORED, cross_entropy_sum
 from ambidex.model import LanguageModel
 from ambidex.optim import Optimizer, Schedule
-from ambidex.runs import Row, Run
+from ambidex.rows import Row
+from ambidex.runs import Run
 from ambidex.sampling import generate
 from ambidex.screen import Screen
 from ambidex.stops import Stops

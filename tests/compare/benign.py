@@ -171,11 +171,17 @@ def by_columns(t: Any) -> None:
 
 def one_matrix_at_a_time(patch: Patch) -> None:
     original = optim.orthogonalise
-    patch.setattr(optim, "orthogonalise", lambda stack, *a: torch.cat([original(one[None], *a) for one in stack]))
+    patch.setattr(
+        optim, "orthogonalise", lambda stack, *a: torch.cat([original(one[None], *a) for one in stack])
+    )
 
 
 def norm_by_torch(gradients: Any) -> Tensor:
-    return torch.nn.utils.get_total_norm(gradients) if hasattr(torch.nn.utils, "get_total_norm") else gradient_norm(gradients)
+    return (
+        torch.nn.utils.get_total_norm(gradients)
+        if hasattr(torch.nn.utils, "get_total_norm")
+        else gradient_norm(gradients)
+    )
 
 
 BENIGN = [
@@ -223,5 +229,9 @@ ENVIRONMENTS = {
     "AVX2 in MKL": {"MKL_ENABLE_INSTRUCTIONS": "AVX2"},
     "MKL's compatible code": {"MKL_CBWR": "COMPATIBLE"},
     "oneDNN without AVX": {"DNNL_MAX_CPU_ISA": "SSE41"},
-    "no AVX anywhere": {"ATEN_CPU_CAPABILITY": "default", "DNNL_MAX_CPU_ISA": "SSE41", "MKL_CBWR": "COMPATIBLE"},
+    "no AVX anywhere": {
+        "ATEN_CPU_CAPABILITY": "default",
+        "DNNL_MAX_CPU_ISA": "SSE41",
+        "MKL_CBWR": "COMPATIBLE",
+    },
 }

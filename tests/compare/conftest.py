@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 SMALL: dict[str, Any] = {
     "layers": 2, "width": 64, "heads": 2, "kv_heads": 1, "feed_forward": 128, "context": 32, "batch_size": 8,
     "steps": 12, "evaluate_every": 12, "evaluation_tokens": 256, "sample_tokens": 0, "threads": 1, "device": "cpu",
-    "precision": "fp32", "optimizer": "muon", "learning_rate": 1e-2, "trace": True,
+    "precision": "fp32", "optimizer": "muon", "learning_rate": 1e-2, "trace": True, "trace_band": 0,
 }  # fmt: skip
 
 Train = Callable[..., Path]

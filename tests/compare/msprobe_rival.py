@@ -36,7 +36,9 @@ STEPS = (0, 1)
 
 class Dumping(trainer.Observer):
     def __init__(self, path: Path) -> None:
-        self.debugger = PrecisionDebugger(task="statistics", dump_path=str(path), level="mix", step=list(STEPS))
+        self.debugger = PrecisionDebugger(
+            task="statistics", dump_path=str(path), level="mix", step=list(STEPS)
+        )
 
     def begins(self, one: trainer.Trainer, inputs: Any, targets: Any) -> None:
         if one.step in STEPS:
@@ -48,7 +50,9 @@ class Dumping(trainer.Observer):
             self.debugger.step()
 
 
-def dump(bench: suites.Bench, config: str, plant: Callable[[pytest.MonkeyPatch], None], out: Path, **settings: Any) -> None:
+def dump(
+    bench: suites.Bench, config: str, plant: Callable[[pytest.MonkeyPatch], None], out: Path, **settings: Any
+) -> None:
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     with pytest.MonkeyPatch.context() as patch:
@@ -68,7 +72,18 @@ def first_alarm(reference: Path, candidate: Path) -> list[str] | None:
     """Row and result of the first line that is not `pass`, over both steps."""
     for step in STEPS:
         out = candidate / f"result{step}"
-        sys.argv = ["msprobe", "compare", "-m", "auto", "-tp", dumps(candidate, step), "-gp", dumps(reference, step), "-o", str(out)]
+        sys.argv = [
+            "msprobe",
+            "compare",
+            "-m",
+            "auto",
+            "-tp",
+            dumps(candidate, step),
+            "-gp",
+            dumps(reference, step),
+            "-o",
+            str(out),
+        ]
         msprobe()
         with next(out.glob("*.csv")).open(newline="") as file:
             for row in csv.DictReader(file):
@@ -82,7 +97,11 @@ def in_child(work: Callable[[], Any]) -> Any:
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
-        with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing), contextlib.redirect_stderr(nothing):  # noqa: PTH123
+        with (
+            Path(os.devnull).open("w") as nothing,
+            contextlib.redirect_stdout(nothing),
+            contextlib.redirect_stderr(nothing),
+        ):
             try:
                 said = json.dumps({"found": work()})
             except BaseException as error:
@@ -97,7 +116,9 @@ def in_child(work: Callable[[], Any]) -> Any:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--config", default="muon fp32")
     parser.add_argument("--every", type=int, default=1, help="only each Nth fault")
@@ -107,8 +128,12 @@ def main() -> None:
     reference, candidate = bench.work / "msprobe-reference", bench.work / "msprobe-candidate"
     in_child(lambda: dump(bench, options.config, lambda patch: None, reference))
     optimizer = suites.CONFIGS[options.config].get("optimizer", "muon")
-    bad = [f for group in suites.GROUPS.values() for f in group if f.optimizer in ("", optimizer)][:: options.every]
-    cases = [("faults", f, {}) for f in bad] + [("benign", b, b.settings) for b in suites.BENIGN if "compiled" not in b.name]
+    bad = [f for group in suites.GROUPS.values() for f in group if f.optimizer in ("", optimizer)][
+        :: options.every
+    ]
+    cases = [("faults", f, {}) for f in bad] + [
+        ("benign", b, b.settings) for b in suites.BENIGN if "compiled" not in b.name
+    ]
     for suite, case, settings in cases:
         if not bench.missing(suite, options.config, 0, case.name):
             continue

@@ -47,7 +47,17 @@ def faults(rows: list[Row]) -> str:
         measured = [r for r in right if 0 < ratio(r) < 1e9]
         weakest = min(measured, key=ratio, default=None)
         words = f"{weakest['case']}: {ratio(weakest):.1f}" if weakest else ""
-        parts.append([config, group, len(some) - len(real), share(found, real), share(right, real), f"{len(right) / max(1, len(real)):.1%}", words])
+        parts.append(
+            [
+                config,
+                group,
+                len(some) - len(real),
+                share(found, real),
+                share(right, real),
+                f"{len(right) / max(1, len(real)):.1%}",
+                words,
+            ]
+        )
     return table(["configuration", "written", "change no bit", "found", "named right", "", "weakest"], parts)
 
 
@@ -94,7 +104,11 @@ def ladder(rows: list[Row]) -> str:
 
 
 def _size(row: Row) -> str:
-    return str(row["case"].rpartition("(1 + ")[2].rstrip(")") if "(1 + " in row["case"] else row["case"].rpartition("the ")[2])
+    return str(
+        row["case"].rpartition("(1 + ")[2].rstrip(")")
+        if "(1 + " in row["case"]
+        else row["case"].rpartition("the ")[2]
+    )
 
 
 def benign(rows: list[Row]) -> str:
@@ -106,7 +120,19 @@ def benign(rows: list[Row]) -> str:
         lines.append([config, len(grouped(some, "case")), len(grouped(some, "seed")), len(some), len(differing),
                       f"**{sum(r['found'] for r in some)}**", f"{worst['worst']['ratio']:.2f} ({worst['case']}, {worst['worst']['tensor']})",
                       f"{near:,} of {sum(r['judged'] for r in some):,}"])  # fmt: skip
-    return table(["configuration", "legs", "seeds", "runs", "differ in bits", "alarms", "largest ratio", "tensors above 3"], lines)
+    return table(
+        [
+            "configuration",
+            "legs",
+            "seeds",
+            "runs",
+            "differ in bits",
+            "alarms",
+            "largest ratio",
+            "tensors above 3",
+        ],
+        lines,
+    )
 
 
 def legs(rows: list[Row]) -> str:
@@ -151,7 +177,11 @@ def msprobe(rows: list[Row]) -> str:
     bad, good = [r for r in rows if r["suite"] == "faults"], [r for r in rows if r["suite"] == "benign"]
     alarms = [r for r in bad if r["found"]]
     part = {"forward": ".forward.", "stale": ".forward.", "loss": ".forward.", "backward": ".backward."}
-    named = [r for r in alarms if part.get(r["stage"], "\0") in r["called"][0] and r["module"] in ("", *_modules(r["called"][0]))]
+    named = [
+        r
+        for r in alarms
+        if part.get(r["stage"], "\0") in r["called"][0] and r["module"] in ("", *_modules(r["called"][0]))
+    ]
     head = ["by", "configuration", "faults found", "named right", "false alarms"]
     row = ["msprobe 26.2, statistics, level mix", rows[0]["config"], share(alarms, bad), share(named, bad),
            share([r for r in good if r["found"]], good)]  # fmt: skip
@@ -169,7 +199,12 @@ def _modules(name: str) -> list[str]:
     parts = name.split(".")
     if parts[0] not in ("Module", "Cell"):
         return []
-    inner = parts[1 : next((n for n, p in enumerate(parts) if p in ("forward", "backward", "parameters_grad")), len(parts)) - 1]
+    inner = parts[
+        1 : next(
+            (n for n, p in enumerate(parts) if p in ("forward", "backward", "parameters_grad")), len(parts)
+        )
+        - 1
+    ]
     return [".".join(inner)]
 
 

@@ -33,7 +33,9 @@ def watching(out: Path) -> Iterator[None]:
     account, whole, stepped = Recorder.account, Recorder._whole, Recorder.stepped
 
     def wanted(recorder: Recorder) -> bool:
-        return recorder._step in STEPS and len(recorder.steps) > 2  # shorter ones are legs beside the training
+        return (
+            recorder._step in STEPS and len(recorder.steps) > 2
+        )  # shorter ones are legs beside the training
 
     def account_too(self: Recorder, kind: str, name: str, values: torch.Tensor, start: int) -> None:
         account(self, kind, name, values, start)
@@ -82,7 +84,9 @@ def _assert_close(before: dict[Any, torch.Tensor], after: dict[Any, torch.Tensor
             continue
         _step, kind, name = key
         try:
-            torch.testing.assert_close(found, wanted.to(found.dtype) if found.dtype != wanted.dtype else wanted)
+            torch.testing.assert_close(
+                found, wanted.to(found.dtype) if found.dtype != wanted.dtype else wanted
+            )
         except AssertionError:
             parameter = kind in ("gradient", "clipped", "weight", "momentum", "exp_avg", "exp_avg_sq")
             return [STAGE[kind], name.rpartition(".")[0] if parameter else name]

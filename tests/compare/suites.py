@@ -62,7 +62,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "micro-batches": {"micro_batch_size": 2},
     "plain": {},  # torch's own products and derivatives on both sides, see `Bench`
 }
-SEEDS = {**dict.fromkeys(CONFIGS, 1), **dict.fromkeys(("muon fp32", "muon bf16", "adamw fp32", "adamw bf16"), 5)}
+SEEDS = {
+    **dict.fromkeys(CONFIGS, 1),
+    **dict.fromkeys(("muon fp32", "muon bf16", "adamw fp32", "adamw bf16"), 5),
+}
 GROUPS = {"known": FAULTS + BLIND, "frozen": FROZEN, "again": AGAIN}
 
 
@@ -73,7 +76,9 @@ class Bench:
         self.work, self.results = work.absolute(), results
         self.work.mkdir(parents=True, exist_ok=True)
         self.text = self.work / "story.txt"
-        lines = (f"line {n} is followed by line {n + 1}, as {n % 7} is by {n * n % 97}.\n" for n in range(3000))
+        lines = (
+            f"line {n} is followed by line {n + 1}, as {n % 7} is by {n * n % 97}.\n" for n in range(3000)
+        )
         self.text.write_text("".join(lines), "utf-8", newline="\n")
         self.done = {self._name(row) for row in self.rows()}
 
@@ -93,7 +98,14 @@ class Bench:
             file.write(json.dumps(row) + "\n")
         self.done.add(self._name(row))
         if (row["suite"] == "benign" and row["found"]) or (row["suite"] != "benign" and not row.get("right")):
-            print("!", {key: row.get(key) for key in ("suite", "config", "seed", "case", "stage", "module", "first")}, flush=True)
+            print(
+                "!",
+                {
+                    key: row.get(key)
+                    for key in ("suite", "config", "seed", "case", "stage", "module", "first")
+                },
+                flush=True,
+            )
 
     def reference(self, config: str, seed: int) -> Path:
         path = self.work / f"{config.replace(' ', '-')}-{seed}"
@@ -107,7 +119,9 @@ class Bench:
         subprocess.run(["rm", "-rf", str(path)], check=True)
         with pytest.MonkeyPatch.context() as patch:
             plant(patch)
-            self.train(config, seed, path, floor=floor, from_trace=str(self.reference_path(config, seed)), **settings)
+            self.train(
+                config, seed, path, floor=floor, from_trace=str(self.reference_path(config, seed)), **settings
+            )
         return path
 
     def reference_path(self, config: str, seed: int) -> Path:
@@ -116,7 +130,11 @@ class Bench:
     def train(self, config: str, seed: int, out: Path, *, floor: bool, **settings: Any) -> None:
         said = io.StringIO()
         before = torch.get_float32_matmul_precision()
-        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            contextlib.redirect_stderr(said),
+            contextlib.redirect_stdout(said),
+        ):
             patch.setenv("AMBIDEX_CACHE", str(self.work / "cache"))
             patch.setattr(engine.Device, "matmul_rate", lambda self, *_: 1e9)  # a stopwatch for the summary
             if config == "plain":
@@ -124,7 +142,10 @@ class Bench:
             if not floor:
                 patch.setattr(Workshop, "floor_tables", lambda *_: {})
             with rivals.watching(out):
-                ambidex.train(**{**SMALL, **CONFIGS[config], "data": [str(self.text)], "seed": seed, **settings}, out=str(out))
+                ambidex.train(
+                    **{**SMALL, **CONFIGS[config], "data": [str(self.text)], "seed": seed, **settings},
+                    out=str(out),
+                )
         torch.set_float32_matmul_precision(before)
         torch.set_flush_denormal(False)
 
@@ -141,20 +162,26 @@ def verdict_on(reference: Path, candidate: Path, *, handicap: float = 1.0) -> tu
         for table in theirs.trace.legs.values():
             table.floor[:] = 1e9
     verdict = judge(mine, theirs)
-    differs = any((view.error > 0).any() for view in views(mine.trace, theirs.trace)) or verdict.first is not None
+    differs = (
+        any((view.error > 0).any() for view in views(mine.trace, theirs.trace)) or verdict.first is not None
+    )
     return verdict, differs
 
 
 def summary(reference: Path, candidate: Path, verdict: Verdict, differs: bool) -> dict[str, Any]:
     pair = json.loads(report.as_json([verdict]))["pairs"][0]
     shown = {key: pair[key] for key in ("same", "modes", "near", "judged")}
-    first = pair["first"] and {k: pair["first"][k] for k in ("step", "stage", "module", "tensor", "mode", "ratio")}
+    first = pair["first"] and {
+        k: pair["first"][k] for k in ("step", "stage", "module", "tensor", "mode", "ratio")
+    }
     worst = pair["worst"] and {k: pair["worst"][k] for k in ("step", "tensor", "mode", "ratio")}
     return {**shown, "found": int(report.exit_code([verdict])) != 0, "first": first, "worst": worst, "differs": differs,
             "rivals": rivals.judge(reference, candidate)}  # fmt: skip
 
 
-def one_fault(bench: Bench, suite: str, group: str, config: str, seed: int, fault: Fault, *, floor: bool) -> None:
+def one_fault(
+    bench: Bench, suite: str, group: str, config: str, seed: int, fault: Fault, *, floor: bool
+) -> None:
     if not bench.missing(suite, config, seed, fault.name):
         return
     started = time.perf_counter()
@@ -171,7 +198,13 @@ def one_fault(bench: Bench, suite: str, group: str, config: str, seed: int, faul
         if not isinstance(error, Problems):
             print("BROKEN", config, fault.name, repr(error)[:300], flush=True)
             return
-        row |= {"found": True, "differs": True, "right": False, "first": None, "refused": error.problems[0].what}
+        row |= {
+            "found": True,
+            "differs": True,
+            "right": False,
+            "first": None,
+            "refused": error.problems[0].what,
+        }
     bench.keep({**row, "seconds": round(time.perf_counter() - started, 2)})
 
 
@@ -219,7 +252,9 @@ def benign(bench: Bench, configs: list[str], seeds: int, *, quick: bool) -> None
     if other:  # another build of torch, on the CPU
         in_another_process(bench, plan, "another build of torch", other, {})
     if hasattr(os, "fork"):
-        noise = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1)]
+        noise = [
+            subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1)
+        ]
         try:
             for config, seed in plan[:: max(1, len(plan) // 8)]:
                 one_leg(bench, config, seed, Benign("busy", settings={"threads": 2}), "another busy process")
@@ -228,22 +263,40 @@ def benign(bench: Bench, configs: list[str], seeds: int, *, quick: bool) -> None
                 one.kill()
 
 
-def in_another_process(bench: Bench, plan: list[tuple[str, int]], name: str, python: str, environment: dict[str, str]) -> None:
+def in_another_process(
+    bench: Bench, plan: list[tuple[str, int]], name: str, python: str, environment: dict[str, str]
+) -> None:
     todo = [(config, seed) for config, seed in plan if bench.missing("benign", config, seed, name)]
     if todo:
-        command = [python, __file__, "--work", str(bench.work), "--results", str(bench.results), "leg", name, json.dumps(todo)]
+        command = [
+            python,
+            __file__,
+            "--work",
+            str(bench.work),
+            "--results",
+            str(bench.results),
+            "leg",
+            name,
+            json.dumps(todo),
+        ]
         subprocess.run(command, env={**os.environ, **environment}, check=False)
         bench.done |= {bench._name(row) for row in bench.rows()}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--results", type=Path)
     parser.add_argument("--configs", default=",".join(CONFIGS))
     parser.add_argument("--groups", default="known,frozen,again")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="one configuration, one seed, every second fault, nothing compiled")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="one configuration, one seed, every second fault, nothing compiled",
+    )
     parser.add_argument("what", nargs="+", help="faults, ladder, benign")
     options = parser.parse_args()
     torch.set_num_threads(1)

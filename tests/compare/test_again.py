@@ -17,7 +17,11 @@ from ambidex.compare import command, tracefile
 
 
 def test_more_legs_raise_the_floor_of_every_leg_and_lower_it_nowhere(
-    train: Any, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+    train: Any,
+    reference: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     monkeypatch.setenv("AMBIDEX_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
     copied = Path(shutil.copytree(reference, tmp_path / "run"))

@@ -15,7 +15,11 @@ from ambidex.compare.judge import Verdict
 
 QUICK = ("another initialisation", "attention output x 1.00001", "loss x 1.001", "one gradient x 1.00001", "accumulated twice",
          "no clipping", "moments forgotten at every step", "an update that writes nothing", "rate x 1.0001")  # fmt: skip
-BY_PROJECTION = ("values x 1.0001", "a bias of 1e-4 behind o_proj", "weight of the step before, one projection")
+BY_PROJECTION = (
+    "values x 1.0001",
+    "a bias of 1e-4 behind o_proj",
+    "weight of the step before, one projection",
+)
 
 
 def judged(fault: Fault, train: Any, reference: Path, **settings: Any) -> Verdict:

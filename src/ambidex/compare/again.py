@@ -12,6 +12,7 @@ from ambidex.compare import states, tracefile
 from ambidex.compare.legs import Rebuild, Workshop
 from ambidex.compare.tracefile import Leg, floor_of
 from ambidex.errors import Exit, Problem, Problems
+from ambidex.files import replace_synced
 from ambidex.screen import line
 from ambidex.trainer import Trainer
 
@@ -34,14 +35,17 @@ def raise_floor(trainer: Trainer, rebuild: Rebuild, path: Path, legs: int) -> No
             continue
         line("trace", f"{legs} more legs: {leg.mode}, from step {leg.start}, {leg.precision}")
         workshop = Workshop(rebuild, trainer.device.name, leg.precision)
-        tables = workshop.other_roundings(state, measured, max(measured) - leg.start + 1, range(first, first + legs))
+        tables = workshop.other_roundings(
+            state, measured, max(measured) - leg.start + 1, range(first, first + legs)
+        )
         table.floor = np.fmax(table.floor, floor_of(table, tables.values()))
     trace.floor_legs += [f"again, {number}" for number in range(first, first + legs)]
     try:
-        checkpoint.replace_synced(file, tracefile.write(trace))
+        replace_synced(file, tracefile.write(trace))
     except OSError as error:
         raise Problems(
-            Problem("The trace cannot be written.", found=f"{file}: {error.strerror or error}"), Exit.CANNOT_WRITE
+            Problem("The trace cannot be written.", found=f"{file}: {error.strerror or error}"),
+            Exit.CANNOT_WRITE,
         ) from None
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 import ambidex
-from ambidex import checkpoint, runs
+from ambidex import runs
 from ambidex.cardfile import CARD
 from ambidex.compare import tracefile
 from ambidex.compare.arithmetic import nudge
@@ -30,6 +30,8 @@ from ambidex.compare.tracefile import Leg, Table, Trace, floor_of
 from ambidex.device import cpu as processor
 from ambidex.engine import numerics
 from ambidex.errors import Exit, Problem, Problems
+from ambidex.files import replace_synced
+from ambidex.rows import METRICS
 
 STEPS = (0, 1, 2, 4, 8)
 
@@ -75,7 +77,7 @@ def trace(
     _refuse_other(folder)
     _write(folder, found)
     card = _card(model, weights, precision, dict(config or {}))
-    checkpoint.replace_synced(folder / CARD, (json.dumps(card, indent=2) + "\n").encode())
+    replace_synced(folder / CARD, (json.dumps(card, indent=2) + "\n").encode())
 
 
 class _Loop:
@@ -156,7 +158,7 @@ def _raise_floor(found: Trace, table: Table, name: str) -> None:
 
 
 def _refuse_other(folder: Path) -> None:
-    if (folder / runs.METRICS).exists() or (folder / "checkpoints").exists():
+    if (folder / METRICS).exists() or (folder / "checkpoints").exists():
         raise Problems(
             Problem("The folder holds a run of ambidex train.", found=str(folder), wanted="a folder of its own for this trace")
         )  # fmt: skip
@@ -165,7 +167,7 @@ def _refuse_other(folder: Path) -> None:
 def _write(folder: Path, found: Trace) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        checkpoint.replace_synced(folder / tracefile.TRACE, tracefile.write(found))
+        replace_synced(folder / tracefile.TRACE, tracefile.write(found))
     except OSError as error:
         raise Problems(
             Problem("The trace cannot be written.", found=f"{folder}: {error.strerror or error}",

@@ -12,7 +12,7 @@ from ambidex.errors import Problem
 FREE = frozenset(
     {"preset", "time", "out", "resume", "dry_run", "data", "field", "evaluate_every", "evaluation_tokens",
      "sample_every", "sample_tokens", "prompt", "save_every", "keep", "device", "threads", "tensorboard", "trace",
-     "trace_states",
+     "trace_states", "trace_band",
      "from_trace", "compile", "micro_batch_size", "precision"}
 )  # fmt: skip
 

@@ -36,6 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="first play the reference's traced steps N more times with other roundings, which raises its floor; needs torch and its text",
     )
+    parser.add_argument(
+        "--html", metavar="FILE", type=Path, help="also write the comparison as one page with its plots"
+    )
     parser.add_argument("--json", action="store_true", help="the verdict for tools, schema 1")
 
 
@@ -56,7 +59,12 @@ def run(options: argparse.Namespace, measure_again: Callable[[Path, int], None])
         for path in paths[:-1]:
             measure_again(path, options.measure_again)
     verdicts = compare(paths)
-    print(report.as_json(verdicts) if options.json else report.text(verdicts))
+    print(report.as_json(verdicts) if options.json else report.text(verdicts), flush=True)
+    if options.html is not None:
+        from ambidex.compare.page import page
+        from ambidex.page.markup import write
+
+        write(options.html, page(verdicts))
     return report.exit_code(verdicts)
 
 

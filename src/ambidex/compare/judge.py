@@ -90,7 +90,10 @@ def judge(reference: Folder, run: Folder) -> Verdict:
 
 def _other_parameters(reference: Folder, run: Folder) -> Finding | None:
     """A parameter that only one of the models has, such as a head that is no longer the embedding's own matrix."""
-    for one, other, words in ((run, reference, "the reference has not"), (reference, run, "this run has not")):
+    for one, other, words in (
+        (run, reference, "the reference has not"),
+        (reference, run, "this run has not"),
+    ):
         mine, theirs = _parameters(one), _parameters(other)
         for name in mine if mine and theirs else ():
             if name not in theirs:
@@ -101,7 +104,9 @@ def _other_parameters(reference: Folder, run: Folder) -> Finding | None:
 
 def _parameters(one: Folder) -> dict[str, None]:
     legs = one.trace.legs.items() if one.trace else ()
-    return {k.name: None for leg, table in legs if leg.mode == "free" for k in table.keys if k.kind == "weight"}
+    return {
+        k.name: None for leg, table in legs if leg.mode == "free" for k in table.keys if k.kind == "weight"
+    }
 
 
 def _weights(reference: Folder, run: Folder, found: Sequence[View]) -> Finding | None:
@@ -421,7 +426,7 @@ def _not_judged(view: View) -> list[dict[str, Any]]:
     ]  # fmt: skip
     unmeasured = sorted({view.keys[n].step for n in range(len(view.keys)) if np.isnan(view.floor[n])})
     if unmeasured:
-        high.append({"mode": mode, "step": unmeasured[0], "tensor": f"all of steps {', '.join(map(str, unmeasured))}",
+        high.append({"mode": mode, "step": unmeasured[0], "tensor": f"all of step{'s' * (len(unmeasured) > 1)} {', '.join(map(str, unmeasured))}",
                      "why": "no floor was measured so late in a free run"})  # fmt: skip
     if view.unmatched and mode != "fed":
         high.append(

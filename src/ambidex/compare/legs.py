@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -48,6 +49,16 @@ class Watcher(Observer):
         self.recorder.stepped(norm)
 
 
+class LossKeeper(Observer):
+    """Keeps nothing of a step but its loss."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+
+    def has_gradients(self, trainer: Trainer, loss: float) -> None:
+        self.losses.append(loss)
+
+
 class TakingWatcher(Watcher):
     """Also takes down what flows between the blocks in the first step that it sees, for others to be fed with."""
 
@@ -72,7 +83,7 @@ def recorder_for(trainer: Trainer, steps: set[int]) -> Recorder:
     return Recorder(trainer.model, trainer.optimizer.state, steps, lambda: trainer.scale.value)
 
 
-def play(trainer: Trainer, state: Checkpoint, watcher: Watcher, count: int,
+def play(trainer: Trainer, state: Checkpoint, watcher: Observer, count: int,
          arithmetic: AbstractContextManager[object] | None = None, nudged: int = 0) -> None:  # fmt: skip
     """``count`` steps from ``state``, or fewer where the loss stops being finite; the watcher records."""
     trainer.device.set_numerics()  # an exact leg on the CPU may have set others
@@ -144,6 +155,19 @@ class Workshop:
                 play(self.same, state, Watcher(recorder), count, Noisy(seed))
                 tables[f"noise, {seed}"] = Table.of(recorder.record)
         return tables
+
+    def losses(self, state: Checkpoint, count: int) -> dict[str, list[float]]:
+        """The loss of each of ``count`` steps in other roundings, by the leg's name: the band around the loss curve."""
+        found: dict[str, list[float]] = {}
+        for number in (1, 2):
+            keeper = LossKeeper()
+            if self.precision == "fp32":
+                play(self.same, state, keeper, count, nudged=number)
+            else:
+                play(self.same, state, keeper, count, Noisy(number))
+            kind = "one ulp" if self.precision == "fp32" else "noise"
+            found[f"{kind}, {number}"] = [loss for loss in keeper.losses if math.isfinite(loss)]
+        return found
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Sequence
 from typing import Any
 
+from ambidex.compare.align import DIFFERENT
 from ambidex.compare.cards import at
 from ambidex.compare.judge import Finding, Verdict
 from ambidex.errors import Exit, Problem
@@ -29,43 +30,45 @@ def exit_code(verdicts: Sequence[Verdict]) -> int:
 
 
 def text(verdicts: Sequence[Verdict]) -> str:
-    width = shutil.get_terminal_size((100, 24)).columns
-    return "\n".join("\n".join(_paragraph(verdict, max(60, min(width, 120)))) for verdict in verdicts)
+    width = max(60, min(shutil.get_terminal_size((100, 24)).columns, 120))
+    return "\n".join("\n".join(_paragraph(verdict, width)) for verdict in verdicts)
 
 
 def _paragraph(verdict: Verdict, width: int) -> list[str]:
-    start = f"{plain(verdict.reference.name)} -> {plain(verdict.run.name)}   ({_kind(verdict)})   "
-    lines = [start + _headline(verdict)]
-    if verdict.first is not None:
-        lines += _wrapped(verdict.first.words, width) + _inherited(verdict, width)
-        if verdict.kind == "both":
-            lines += _wrapped(
-                "Version and device both changed: a third run, this build on the CPU, would tell which is at fault.",
-                width,
-            )
+    """The verdict in one line, and below it why, what inherits it, what was looked at, and what else differs."""
+    lines = [
+        plain(f"{verdict.reference.name} -> {verdict.run.name}   ({kind(verdict)})   {headline(verdict)}")
+    ]
     for problem in verdict.problems:
         lines += [f"    {line}" for line in plain(str(problem)).splitlines()]
+    for words in reasons(verdict):
+        lines += _labelled("why", words, width)
+    if verdict.downstream:
+        words = f"downstream of it, and no fault of their own: {inherited(verdict, SHOWN)}"
+        lines += _labelled("then", words, width)
     for note in verdict.notes:
-        lines += _wrapped(note, width)
+        lines += _labelled("note", note, width)
     if verdict.modes:
-        lines += _wrapped(_scope(verdict), width)
-    lines += _not_judged(verdict, width)
-    lines += [
-        f"    {plain(d.key)}: {plain(_short(d.reference))} -> {plain(_short(d.run))} ({d.matters})"
-        for d in verdict.cards[:SHOWN]
-    ]
-    if len(verdict.cards) > SHOWN:
-        lines.append(
-            f"    and {len(verdict.cards) - SHOWN} more differences between the cards (--json lists them)"
-        )
+        lines += _labelled("judged", scope(verdict), width)
+    if verdict.same and verdict.worst is not None and verdict.worst.ratio > 0:
+        lines += _labelled("worst", worst(verdict), width)
+    for difference in verdict.cards[:SHOWN]:
+        before, after = _short(difference.reference), _short(difference.run)
+        lines += _labelled("cards", f"{difference.key}: {before} -> {after} ({difference.matters})", width)
+    lines += _more(len(verdict.cards) - SHOWN, "differences between the cards", width)
+    for one in verdict.not_judged[:SHOWN]:
+        words = f"{one['mode']} mode, step {one['step']}: {one['tensor']}: {one['why']}"
+        lines += _labelled("not judged", words, width)
+    lines += _more(len(verdict.not_judged) - SHOWN, "that were not judged", width)
     return lines
 
 
-def _headline(verdict: Verdict) -> str:
+def headline(verdict: Verdict) -> str:
+    """The verdict in a few words."""
     if verdict.same is None:
         return "CANNOT BE COMPARED"
     if verdict.first is not None:
-        return f"DIFFERENT at step {verdict.first.step}, {_place(verdict.first)}: {_times(verdict.first)}"
+        return f"DIFFERENT at step {verdict.first.step}, {place(verdict.first)}: {times(verdict.first)}"
     if verdict.worst is None:
         return "the same"
     if verdict.worst.ratio == 0:
@@ -73,60 +76,73 @@ def _headline(verdict: Verdict) -> str:
     return f"the same: worst tensor {verdict.worst.ratio:.2g}x the rounding floor"
 
 
-def _place(first: Finding) -> str:
+def reasons(verdict: Verdict) -> list[str]:
+    """Why the part that is named is blamed, and what may not be concluded."""
+    found = [verdict.first.words] if verdict.first is not None and verdict.first.words else []
+    if verdict.first is not None and verdict.kind == "both":
+        found.append("Version and device both changed, so neither can be blamed: a run of the new build on the CPU, "
+                     "compared in the middle, tells which.")  # fmt: skip
+    return found
+
+
+def place(first: Finding) -> str:
     module = first.module if first.stage != "loss" else "the loss"
-    return plain(f"{STAGES[first.stage]} {module or 'the model'}")
+    return f"{STAGES[first.stage]} {module or 'the model'}"
 
 
-def _times(first: Finding) -> str:
+def times(first: Finding) -> str:
     if not math.isfinite(first.ratio) or first.stage in ("data", "weights"):
         return "not the same numbers"
-    return f"{first.ratio:,.3g}x the floor ({plain(first.tensor)}, {first.mode} mode)"
+    return f"{many(first.ratio)}x the floor ({first.tensor}, {first.mode} mode)"
 
 
-def _kind(verdict: Verdict) -> str:
+def many(ratio: float) -> str:
+    """Three figures, written out where that can be read: 1.23, 74.5, 102,000."""
+    return f"{float(f'{ratio:.3g}'):,.0f}" if 100 <= ratio < 1e9 else f"{ratio:.3g}"
+
+
+def kind(verdict: Verdict) -> str:
+    """What changed between the two: the version, the device, both or neither."""
     before, after = verdict.reference.card, verdict.run.card
-    builds = f"{at(before, 'build.torch')} -> {at(after, 'build.torch')}"
-    devices = f"{at(before, 'device.name')} -> {at(after, 'device.name')}"
+    builds = f"{_short(at(before, 'build.torch'))} -> {_short(at(after, 'build.torch'))}"
+    devices = f"{_short(at(before, 'device.name'))} -> {_short(at(after, 'device.name'))}"
     words = {"version": f"version: {builds}", "device": f"device: {devices}", "both": f"version and device: {builds}, {devices}",
-             "same": f"same build and device: {at(after, 'build.torch')}, {at(after, 'device.name')}"}  # fmt: skip
-    return plain(words[verdict.kind])
+             "same": f"same build and device: {_short(at(after, 'build.torch'))}, {_short(at(after, 'device.name'))}"}  # fmt: skip
+    return words[verdict.kind]
 
 
-def _inherited(verdict: Verdict, width: int) -> list[str]:
-    if not verdict.downstream:
-        return []
-    names = ", ".join(verdict.downstream[:SHOWN])
-    more = f" and {len(verdict.downstream) - SHOWN} more" if len(verdict.downstream) > SHOWN else ""
-    return _wrapped(f"Downstream of it, and no fault of their own: {plain(names)}{more}.", width)
+def inherited(verdict: Verdict, most: int) -> str:
+    names = ", ".join(verdict.downstream[:most])
+    more = f" and {len(verdict.downstream) - most} more" if len(verdict.downstream) > most else ""
+    return f"{names}{more}"
 
 
-def _scope(verdict: Verdict) -> str:
+def scope(verdict: Verdict) -> str:
+    """How much was judged, and in which modes."""
     modes = {
-        "free": "free-running (sharp at the first steps only)",
+        "free": "as the runs went (sharp at the first steps only)",
         "state": "from the same state",
         "fed": "fed with the reference's tensors",
     }
-    judged = f"{verdict.judged:,} tensors judged: " + ", ".join(modes[mode] for mode in verdict.modes) + "."
+    judged = f"{verdict.judged:,} tensors: " + ", ".join(modes[mode] for mode in verdict.modes)
     near = (
-        f" {verdict.near} are close to their limit: --measure-again 8 measures the floor with more legs."
+        f"; {verdict.near} of them close to their limit: --measure-again 8 measures the floor with more legs"
         if verdict.near and verdict.same
         else ""
     )
     return judged + near
 
 
-def _not_judged(verdict: Verdict, width: int) -> list[str]:
-    lines: list[str] = []
-    for one in verdict.not_judged[:SHOWN]:
-        lines += _wrapped(
-            f"not judged ({one['mode']}, step {one['step']}): {plain(one['tensor'])}: {one['why']}", width
-        )
-    if len(verdict.not_judged) > SHOWN:
-        lines.append(
-            f"    and {len(verdict.not_judged) - SHOWN} more that were not judged (--json lists them)"
-        )
-    return lines
+def worst(verdict: Verdict) -> str:
+    found = verdict.worst
+    assert found is not None
+    return f"{found.tensor}, step {found.step}, {found.mode} mode; different begins above {DIFFERENT:g}"
+
+
+def _more(count: int, words: str, width: int) -> list[str]:
+    return (
+        _labelled("", f"and {count} more {words} (--json and --html list them)", width) if count > 0 else []
+    )
 
 
 def as_json(verdicts: Sequence[Verdict]) -> str:
@@ -167,7 +183,7 @@ def _short(value: Any) -> str:
     return shown if len(shown) <= 60 else shown[:57] + "..."
 
 
-def _wrapped(words: str, width: int) -> list[str]:
+def _labelled(label: str, words: str, width: int) -> list[str]:
     import textwrap
 
-    return textwrap.wrap(words, width, initial_indent="    ", subsequent_indent="    ")
+    return textwrap.wrap(plain(words), width, initial_indent=f"    {label:<12}", subsequent_indent=" " * 16)

@@ -19,6 +19,7 @@ from ambidex import checkpoint
 from ambidex.cardfile import read_card
 from ambidex.checkpoint import Checkpoint
 from ambidex.errors import Exit, Problem, Problems
+from ambidex.files import replace_synced
 
 PROBES = "probes"
 
@@ -84,7 +85,7 @@ def save_feed(run: Path, step: int, tensors: dict[str, Tensor], identity: str) -
     path = feed_file(run, step)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        checkpoint.replace_synced(path, content)
+        replace_synced(path, content)
     except OSError as error:
         raise Problems(
             Problem("The states cannot be written.", found=f"{path}: {error.strerror or error}",

@@ -7,6 +7,7 @@ measured, and ``index``, the bytes of a JSON text that says what each row is. No
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,6 +100,7 @@ class Trace:
     feeds: dict[str, list[str]] = field(default_factory=dict)  # a module, and those that read its output
     shapes: dict[str, list[int]] = field(default_factory=dict)  # "KIND NAME" -> shape of the whole tensor
     floor_legs: list[str] = field(default_factory=list)  # what the floor was measured with
+    losses: dict[str, list[float]] = field(default_factory=dict)  # of other roundings, a step each
 
 
 def write(trace: Trace) -> bytes:
@@ -108,6 +110,7 @@ def write(trace: Trace) -> bytes:
         "format": FORMAT, "identity": trace.identity, "origin": trace.origin, "precision": trace.precision,
         "legs": [{**leg._asdict(), "rows": [list(key) for key in table.keys]} for leg, table in trace.legs.items()],
         "feeds": trace.feeds, "shapes": trace.shapes, "floor_legs": trace.floor_legs,
+        "losses": trace.losses,
     }  # fmt: skip
     arrays = {
         "index": np.frombuffer(json.dumps(index, separators=(",", ":")).encode(), dtype=np.uint8),
@@ -164,6 +167,7 @@ def parse(content: bytes) -> Trace:
         feeds={_text(name): [_text(n) for n in names] for name, names in index["feeds"].items()},
         shapes={_text(name): [_count(n) for n in shape] for name, shape in index["shapes"].items()},
         floor_legs=[_text(name) for name in index["floor_legs"]],
+        losses={_text(name): [_loss(n) for n in some] for name, some in index.get("losses", {}).items()},
     )  # fmt: skip
     first = 0
     for described in index["legs"]:
@@ -209,6 +213,12 @@ def _count(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 62:
         raise ValueError("a count is no whole number")
     return value
+
+
+def _loss(value: Any) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        raise ValueError("a loss is no number")
+    return float(value)
 
 
 def _one_of(value: Any, known: tuple[str, ...]) -> str:

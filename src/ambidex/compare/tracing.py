@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ambidex import checkpoint, runs
+from ambidex import runs
 from ambidex.cardfile import read_card
 from ambidex.checkpoint import Checkpoint
 from ambidex.compare import cards, states, tracefile
@@ -17,6 +17,7 @@ from ambidex.compare.legs import Rebuild, TakingWatcher, Watcher, Workshop, play
 from ambidex.compare.states import Reference
 from ambidex.compare.tracefile import BY_BF16, Leg, Table, Trace
 from ambidex.errors import Problems
+from ambidex.files import replace_synced
 from ambidex.runs import Run
 from ambidex.screen import line
 from ambidex.trainer import Observer, Trainer
@@ -95,6 +96,9 @@ class Tracing(Observer):
         workshop = Workshop(self._rebuild, self._device, self._native)
         self._free_floor = workshop.floor_tables(state, {s for s in self._recorder.steps if s < count}, count)
         self._trace.floor_legs = list(self._free_floor)
+        if band := min(trainer.settings.trace_band, trainer.settings.steps):
+            line("trace", f"the loss of the first {band} steps twice more, with other roundings")
+            self._trace.losses = workshop.losses(state, band)
         del workshop
         if self._reference is not None:
             line(
@@ -118,7 +122,11 @@ class Tracing(Observer):
         for precision in dict.fromkeys((self._native, "fp32", *by_code)):
             workshop = Workshop(self._rebuild, self._device, precision)
             count = self._steps_from(state.step, precision)
-            steps = {step for step in (state.step, state.step + 1, *PROBES) if state.step <= step < state.step + count}
+            steps = {
+                step
+                for step in (state.step, state.step + 1, *PROBES)
+                if state.step <= step < state.step + count
+            }
             recorder = recorder_for(workshop.same, steps)
             taking = keep_feed and precision == "fp32"
             watcher = TakingWatcher(recorder) if taking else Watcher(recorder)
@@ -156,7 +164,7 @@ class Tracing(Observer):
         self._trace.feeds.update(self._recorder.feeds)
         self._trace.shapes.update(self._recorder.shapes)
         try:
-            checkpoint.replace_synced(self._run.path / tracefile.TRACE, tracefile.write(self._trace))
+            replace_synced(self._run.path / tracefile.TRACE, tracefile.write(self._trace))
         except OSError as error:
             raise runs.cannot_write(self._run.path, error) from None
 

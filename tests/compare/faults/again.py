@@ -28,7 +28,9 @@ L0, L1 = "model.layers.0", "model.layers.1"
 def first_half_of_rate(original: Any, self: Any, rate: float) -> None:
     """Only AdamW's weights, or with AdamW alone only the vectors, get another rate."""
     step = self._adamw._step_together
-    self._adamw._step_together = lambda names, r, decay: step(names, r * (1.0003 if "embed" not in names[0] else 1.0), decay)
+    self._adamw._step_together = lambda names, r, decay: step(
+        names, r * (1.0003 if "embed" not in names[0] else 1.0), decay
+    )
     try:
         original(self, rate)
     finally:

@@ -219,7 +219,10 @@ def padding_learnt(original: Any, head: Any, hidden: Tensor, targets: Tensor) ->
 def halves_as_mean(original: Any, self: Any, inputs: Any, targets: Any) -> float:
     """Two micro-batches, each divided by its own tokens and not by the batch's."""
     half = len(inputs) // 2
-    return float(original(self, inputs[:half], targets[:half]) + original(self, inputs[half:], targets[half:])) / 2
+    return (
+        float(original(self, inputs[:half], targets[:half]) + original(self, inputs[half:], targets[half:]))
+        / 2
+    )
 
 
 def first_half_only(original: Any, self: Any, inputs: Any, targets: Any) -> float:
@@ -267,7 +270,9 @@ def noncontiguous(t: trainer.Trainer) -> None:
         if name in named:
             weight = named[name]
             named[name] = shadow = nn.Parameter(weight.detach().clone())
-            weight.register_post_accumulate_grad_hook(lambda w, shadow=shadow: setattr(shadow, "grad", w.grad))
+            weight.register_post_accumulate_grad_hook(
+                lambda w, shadow=shadow: setattr(shadow, "grad", w.grad)
+            )
 
 
 def moments_in_bf16(self: Any, rate: float) -> None:

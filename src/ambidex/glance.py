@@ -1,0 +1,191 @@
+"""A run folder seen from outside, without torch and without waiting for whoever trains in it. What is read is not trusted."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ambidex.cardfile import CARD, read_card
+from ambidex.errors import Problems
+from ambidex.rows import METRICS, Row, read_tail
+
+LOCK = ".lock"
+_NAME = re.compile(r"step-(\d{6,12})")
+_LARGEST_MANIFEST = 1 << 20
+LARGEST_SAMPLES = 1 << 22  # bytes of samples.md
+
+
+@dataclass(frozen=True)
+class Saved:
+    """One checkpoint by its names and sizes alone; its bytes are verified by whoever loads it."""
+
+    step: int
+    size: int  # bytes
+    written: float  # seconds since 1970
+    wrong: str = ""  # what is missing, or has another size than its manifest says
+
+
+@dataclass(frozen=True)
+class Glance:
+    """What can be said of a run at once."""
+
+    path: Path
+    card: dict[str, Any]
+    broken: str = ""  # why the card cannot be read
+    tail: list[Row] = field(default_factory=list)  # the last rows of metrics.csv
+    alive: bool = False  # another process holds the run's lock
+    last_checkpoint: int | None = None
+
+    @property
+    def steps(self) -> int | None:
+        """How many the run is to have."""
+        return whole(self.card.get("config", {}).get("steps")) if self.card else None
+
+    @property
+    def step(self) -> int:
+        return self.tail[-1].step if self.tail else 0
+
+    @property
+    def state(self) -> str:
+        if self.broken:
+            return "unreadable"
+        if self.alive:
+            return "training"
+        if self.steps is not None and (self.last_checkpoint or 0) >= self.steps:
+            return "finished"
+        return "stopped" if self.tail else "not begun"
+
+    @property
+    def seconds_left(self) -> float | None:
+        """At the pace of the whole run so far; None where it is not trained now or has no pace yet."""
+        if not self.alive or self.steps is None or not self.tail or self.step < 1:
+            return None
+        return max(0.0, self.tail[-1].seconds / self.step * (self.steps - self.step))
+
+
+def glance(path: Path) -> Glance:
+    """Never raises: what cannot be read is said in ``broken``."""
+    try:
+        card, broken = read_card(path), ""
+    except Problems as found:
+        card, broken = {}, found.problems[0].found or found.problems[0].what
+    steps = checkpoint_steps(path / "checkpoints")
+    return Glance(
+        path, card, broken, read_tail(path / METRICS), is_held(path / LOCK), steps[-1] if steps else None
+    )
+
+
+def is_held(lock: Path) -> bool:
+    """Whether a process holds the lock. Asking takes a shared one for an instant, which `Run.lock` sits out."""
+    if os.name == "nt":
+        return _is_held_on_windows(lock)
+    import fcntl
+
+    try:
+        handle = os.open(lock, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+    return False
+
+
+def _is_held_on_windows(lock: Path) -> bool:
+    """Windows refuses to read a byte that another process has locked."""
+    try:
+        with lock.open("rb") as file:
+            file.read(1)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def checkpoint_steps(folder: Path) -> list[int]:
+    """The steps of finished checkpoints, oldest first; looks at names only."""
+    try:
+        found = [
+            match for entry in os.scandir(folder) if (match := _NAME.fullmatch(entry.name)) and entry.is_dir()
+        ]
+    except OSError:
+        return []
+    return sorted(int(match[1]) for match in found)
+
+
+def saved(folder: Path) -> list[Saved]:
+    """Every finished checkpoint, oldest first, with what is wrong by name or size."""
+    return [_saved(folder / f"step-{step:06d}", step) for step in checkpoint_steps(folder)]
+
+
+def _saved(folder: Path, step: int) -> Saved:
+    size, wrong = 0, ""
+    try:
+        manifest = folder / "manifest.json"
+        if manifest.stat().st_size > _LARGEST_MANIFEST:
+            raise ValueError
+        files = json.loads(manifest.read_bytes())["files"]
+        for name in ("model.safetensors", "optimizer.safetensors", "state.json"):
+            found, wanted = (folder / name).stat().st_size, int(files[name]["size"])
+            size += found
+            if found != wanted:
+                wrong = wrong or f"{name}: {found:,} bytes instead of {wanted:,}"
+        return Saved(step, size, manifest.stat().st_mtime, wrong)
+    except OSError as error:
+        return Saved(step, size, 0.0, f"{Path(str(error.filename)).name}: {error.strerror}")
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return Saved(step, size, 0.0, "manifest.json: cannot be understood")
+
+
+def read_samples(path: Path) -> list[tuple[str, str]]:
+    """Heading and text of each sample; of a file that is broken, those that are whole."""
+    try:
+        with path.open("rb") as file:
+            text = file.read(LARGEST_SAMPLES).decode("utf-8", "replace")
+    except OSError:
+        return []
+    found = []
+    for part in re.split(r"(?m)^(?=## Step \d)", text)[1:]:
+        if inside := re.match(r"## (Step [^\n]{1,120})\n\n(`{3,})text\n(.*?)\n\2(?:\n|$)", part, re.DOTALL):
+            found.append((inside[1], inside[3]))
+    return found
+
+
+def runs_in(root: Path) -> list[Path]:
+    """``root`` itself where it is a run, else the runs in it and in the folders in it, newest first."""
+    if (root / CARD).is_file():
+        return [root]
+    found: list[Path] = []
+    for folder in _folders(root):
+        found += (
+            [folder] if (folder / CARD).is_file() else [p for p in _folders(folder) if (p / CARD).is_file()]
+        )
+    return sorted(found, key=lambda path: (_age(path / CARD), path.name), reverse=True)
+
+
+def _folders(root: Path) -> list[Path]:
+    try:
+        return [path for path in root.iterdir() if not path.name.startswith(".") and path.is_dir()]
+    except OSError:
+        return []
+
+
+def _age(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def whole(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 62 else None

@@ -1,0 +1,125 @@
+"""`ambidex top`: which runs are alive, how far they are, and nothing that a terminal would obey."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ambidex import cli, top
+from ambidex.errors import Exit
+from ambidex.glance import glance, is_held, runs_in
+from ambidex.rows import TAIL, read_tail, render_rows
+from ambidex.runs import Run
+from test_runpage import CARD, row, run_at
+
+
+def lines(root: Path, capsys: Any, *flags: str) -> list[str]:
+    assert cli.main(["top", str(root), *flags]) == Exit.DONE
+    return capsys.readouterr().out.splitlines()
+
+
+def test_a_run_is_alive_while_its_lock_is_held_and_asking_does_not_take_it(tmp_path: Path) -> None:
+    run = Run(run_at(tmp_path / "run", steps=4))
+    assert not is_held(run.path / ".lock")
+    run.lock()
+    try:
+        assert glance(run.path).state == "training"
+        assert glance(run.path).alive
+    finally:
+        run.unlock()
+    assert glance(run.path).state == "stopped"
+    run.lock()  # nothing that looked at it still holds it
+    run.unlock()
+
+
+def test_each_run_is_a_line_with_step_of_steps_loss_speed_time_left_and_checkpoint(
+    tmp_path: Path, capsys: Any
+) -> None:
+    run_at(tmp_path / "runs" / "done", steps=8)
+    going = Run(run_at(tmp_path / "runs" / "cpu" / "going", steps=4))
+    going.lock()
+    try:
+        found = lines(tmp_path / "runs", capsys)
+    finally:
+        going.unlock()
+    assert found[0].split() == ["run", "state", "step", "loss", "tokens/s", "left", "checkpoint"]
+    assert found[1].split() == [
+        str(Path("cpu", "going")),
+        "training",
+        "4",
+        "/",
+        "8",
+        "1.2500",
+        "128",
+        "2s",
+        "step",
+        "4",
+    ]
+    assert found[2].split() == ["done", "finished", "8", "/", "8", "0.6250", "128", "-", "step", "8"]
+    assert found[-1].endswith("1 training")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", json.dumps({"config": {"steps": "many"}}), json.dumps({**CARD, "config": {"steps": -1}})],
+)
+def test_a_run_that_cannot_be_read_is_a_line_too(tmp_path: Path, capsys: Any, text: str) -> None:
+    (run_at(tmp_path / "runs" / "odd") / "card.json").write_text(text)
+    assert "odd" in lines(tmp_path / "runs", capsys)[1]
+
+
+def test_a_name_cannot_steer_the_terminal(tmp_path: Path, capsys: Any) -> None:
+    run_at(tmp_path / "runs" / "a\x1b[2J\rb")
+    assert "\x1b" not in "".join(lines(tmp_path / "runs", capsys))
+
+
+def test_no_folder_and_no_runs_are_said_in_words(tmp_path: Path, capsys: Any) -> None:
+    assert cli.main(["top", str(tmp_path / "none")]) == Exit.DATA
+    assert "There is no such folder" in capsys.readouterr().err
+    assert "No runs in" in lines(tmp_path, capsys)[0]
+
+
+def test_on_a_terminal_it_is_refreshed_until_ctrl_c(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_at(tmp_path / "runs" / "one")
+    naps: list[float] = []
+
+    def nap(seconds: float) -> None:
+        naps.append(seconds)
+        if len(naps) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(top.time, "sleep", nap)
+    assert cli.main(["top", str(tmp_path / "runs"), "--every", "0.5"]) == Exit.DONE
+    assert naps == [0.5] * 3
+    assert capsys.readouterr().out.count("one") >= 3
+    assert len(lines(tmp_path / "runs", capsys, "--once")) == 4
+
+
+def test_the_end_of_a_long_file_is_enough(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_text(render_rows([row(n) for n in range(1, 2000)], header=True) + "2000,12", "utf-8")
+    assert path.stat().st_size > 4 * TAIL
+    found = read_tail(path)
+    assert found[-1] == row(1999)
+    assert 10 < len(found) < 100
+
+
+def test_a_run_itself_may_be_named(tmp_path: Path, capsys: Any) -> None:
+    run = run_at(tmp_path / "runs" / "one")
+    assert runs_in(run) == [run]
+    assert lines(run, capsys)[1].startswith("one ")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0.4, "0s"), (61, "1m 01s"), (3700, "1h 01m"), (float("nan"), "-"), (1e12, "-")]
+)
+def test_time_left_is_spelled(seconds: float, words: str) -> None:
+    assert top.spelled(seconds) == words
