@@ -7,6 +7,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
@@ -316,7 +317,14 @@ def compare(arguments: list[str]) -> int:
             )
         ) from None
     room.add_arguments(parser)
-    return room.run(parser.parse_args(arguments))
+
+    def measure_again(path: Path, legs: int) -> None:
+        from ambidex.launch import measure_again as measure  # and with it torch
+
+        with redirect_stdout(sys.stderr):
+            measure(path, legs)
+
+    return room.run(parser.parse_args(arguments), measure_again)
 
 
 def report(arguments: list[str]) -> int:

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 from ambidex import plan, runs
 from ambidex.card import leg, measured, new_card, what_decides_numbers
 from ambidex.compare import tracing
+from ambidex.compare.again import raise_floor
 from ambidex.config import Resolved, Settings
 from ambidex.device import cpu as processor
 from ambidex.device import image
@@ -41,6 +43,7 @@ from ambidex.resume import (
     restarted,
     restore_everywhere,
     same_run,
+    settings_of,
     shared,
     unfinished,
 )
@@ -251,6 +254,21 @@ def build(settings: Settings, device: Device, tokens: Tokens, group: Group | Non
         less,
         group=group or Group(),
     )
+
+
+def measure_again(path: Path, legs: int) -> None:
+    """Raise the floor in the trace of the run at ``path`` by ``legs`` more legs, on the device that it was trained on.
+
+    Raises Problems: exit 3 where the run, its text or its trace is not there, the doctor's code where its device is not.
+    """
+    run = Run(path)
+    settings = settings_of(run.card)
+    choice = choose(str(run.card["device"]["name"]), "flag")
+    with cpu_guard(choice.forced_by):
+        tokens = prepare_text(settings)
+        check_same_text(run.card, tokens)
+        trainer = build(settings, prepare_device(choice, settings, run.card), tokens)
+        raise_floor(trainer, partial(rebuilt, trainer), path, legs)
 
 
 def memory_errors_in_words(trainer: Trainer) -> AbstractContextManager[None]:

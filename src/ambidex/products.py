@@ -5,7 +5,7 @@ Shapes in comments: N rows, K inputs, M outputs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -30,7 +30,10 @@ class Products:
     onednn: bool
 
 
+Listener = Callable[[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]], None]  # x, weights, products
+
 _chosen: ContextVar[Products | None] = ContextVar("products", default=None)
+_listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
 
 
 def chosen() -> Products | None:
@@ -47,12 +50,24 @@ def using(products: Products) -> Iterator[None]:
         _chosen.reset(token)
 
 
+def tell(listener: Listener | None) -> None:
+    """Have ``listener`` told of every product from now on; None: nobody. Joined products call no module to hook."""
+    _listener.set(listener)
+
+
 def linear(x: Tensor, weight: Tensor) -> Tensor:  # (..., K), (M, K) -> (..., M)
     return linears(x, weight)[0]
 
 
 def linears(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
     """``x`` times each weight, transposed. In low precision the weights are joined, so that it is one product."""
+    found = _multiplied(x, *weights)
+    if (listener := _listener.get()) is not None:
+        listener(x, weights, found)
+    return found
+
+
+def _multiplied(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
     products = _chosen.get()
     if products is None:
         return tuple(F.linear(x, weight) for weight in weights)

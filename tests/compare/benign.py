@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.optim.adamw import adamw as adamw_of_torch
 
-from ambidex import derivatives, launch, model, optim, trainer
+from ambidex import derivatives, launch, loss, model, optim, trainer
 
 Patch = pytest.MonkeyPatch
 
@@ -102,6 +103,87 @@ def precision(name: str) -> Callable[[Patch], None]:
     return with_built(lambda t: torch.set_float32_matmul_precision(name))
 
 
+def math_attention(patch: Patch) -> None:
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    original = F.scaled_dot_product_attention
+
+    def by_math(*a: Any, **k: Any) -> Tensor:
+        with sdpa_kernel(SDPBackend.MATH):
+            return original(*a, **k)
+
+    patch.setattr(F, "scaled_dot_product_attention", by_math)
+
+
+def attention_in_double(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
+    return attention(q.double(), k.double(), v.double(), is_causal=causal).to(v.dtype)
+
+
+def norm_in_double(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    wide = x.double()
+    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon) * weight.double()).float()
+
+
+def loss_in_double(model: Any, hidden: Tensor, targets: Tensor) -> Tensor:
+    logits = model.logits(hidden).flatten(0, 1).double()
+    return F.cross_entropy(logits, targets.flatten(), ignore_index=-100, reduction="sum").float()
+
+
+def products_by(*, onednn: bool) -> Callable[[Patch], None]:
+    def change(t: Any) -> None:
+        if t.device.products is not None:
+            t.device.products = replace(t.device.products, onednn=onednn)
+
+    return with_built(change)
+
+
+def joined(patch: Patch) -> None:
+    """What a fused layer does: one product by the weights laid below each other."""
+
+    def together(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+        return tuple(whole(x, torch.cat(weights))[0].split([len(w) for w in weights], dim=-1))
+
+    whole = model.linears
+    patch.setattr(model, "linears", together)
+
+
+def one_further(length: int, head_width: int, base: float) -> tuple[Tensor, Tensor]:
+    """Only the distance of two tokens counts."""
+    cosine, sine = ROTATION_TABLES(length + 1, head_width, base)
+    return cosine[1:], sine[1:]
+
+
+ROTATION_TABLES = model.rotation_tables
+
+
+def again(t: Any) -> None:
+    from torch.utils.checkpoint import checkpoint
+
+    for block in t.model.model.layers:
+        block.mlp.forward = partial(checkpoint, block.mlp.forward, use_reentrant=False)
+
+
+def by_columns(t: Any) -> None:
+    for weight in t.model.parameters():
+        if weight.ndim == 2:
+            weight.data = weight.data.t().contiguous().t()
+
+
+def one_matrix_at_a_time(patch: Patch) -> None:
+    original = optim.orthogonalise
+    patch.setattr(
+        optim, "orthogonalise", lambda stack, *a: torch.cat([original(one[None], *a) for one in stack])
+    )
+
+
+def norm_by_torch(gradients: Any) -> Tensor:
+    return (
+        torch.nn.utils.get_total_norm(gradients)
+        if hasattr(torch.nn.utils, "get_total_norm")
+        else gradient_norm(gradients)
+    )
+
+
 BENIGN = [
     Benign("the same again"),
     Benign("two threads", settings={"threads": 2}),
@@ -121,6 +203,23 @@ BENIGN = [
     Benign("gradient norm by hand", replaced(optim, "gradient_norm", gradient_norm)),
     Benign("products in two halves", in_halves),
     Benign("torch's own products and derivatives", with_built(lambda t: setattr(t.device, "products", None))),
+    Benign("four threads", settings={"threads": 4}),
+    Benign("torch's math kernel for attention", math_attention),
+    Benign("attention in fp64", replaced(model, "attend", attention_in_double)),
+    Benign("norm in fp64", replaced(derivatives, "rms_norm", norm_in_double)),
+    Benign("loss in fp64", replaced(trainer, "cross_entropy_sum", loss_in_double)),
+    Benign("loss in small chunks", replaced(loss, "LOGITS", 2**13)),
+    Benign("attention in blocks of 8", replaced(derivatives, "QUERIES", 8)),
+    Benign("products by torch's default", products_by(onednn=False)),
+    Benign("products by oneDNN", products_by(onednn=True)),
+    Benign("oneDNN switched off in torch", replaced(torch.backends.mkldnn, "enabled", False)),
+    Benign("queries, keys and values in one product", joined),
+    Benign("rotary angles of positions one further", replaced(model, "rotation_tables", one_further)),
+    Benign("blocks computed again for backward", with_built(again)),
+    Benign("weights laid out by columns", with_built(by_columns)),
+    Benign("Muon's matrices one at a time", one_matrix_at_a_time),
+    Benign("torch's own clipping", replaced(optim, "gradient_norm", norm_by_torch)),
+    Benign("denormals flushed to zero", with_built(lambda t: torch.set_flush_denormal(True))),
     Benign("compiled", settings={"compile": True}),
 ]
 ENVIRONMENTS = {
@@ -129,4 +228,10 @@ ENVIRONMENTS = {
     "AVX2 in oneDNN": {"DNNL_MAX_CPU_ISA": "AVX2"},
     "AVX2 in MKL": {"MKL_ENABLE_INSTRUCTIONS": "AVX2"},
     "MKL's compatible code": {"MKL_CBWR": "COMPATIBLE"},
+    "oneDNN without AVX": {"DNNL_MAX_CPU_ISA": "SSE41"},
+    "no AVX anywhere": {
+        "ATEN_CPU_CAPABILITY": "default",
+        "DNNL_MAX_CPU_ISA": "SSE41",
+        "MKL_CBWR": "COMPATIBLE",
+    },
 }

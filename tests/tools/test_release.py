@@ -1,6 +1,7 @@
 """A release says one version everywhere, and the page of errors is the doctor's own table."""
 
 import gpu_errors
+
 import release
 
 

@@ -8,16 +8,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from ambidex.compare.fingerprint import STATISTICS, Floats, errors
-from ambidex.compare.tracefile import Key, Leg, Table, Trace
+from ambidex.compare.tracefile import BY_BF16, Key, Leg, Table, Trace
 
 LEAST = 2.0**-24  # half a unit in the last place of fp32: no floor is below it
 TOO_HIGH = 0.05  # a floor above it says that nothing is left to judge
 EXACT = frozenset({"tokens", "targets", "weight"})  # the same bytes in, or not the same run
 SCALARS = frozenset({"loss", "norm"})
 SCALAR_MARGIN = 2.0  # a difference of two numbers can be small by luck, so one number's floor is taken twice
+SCALAR_LEAST = 4 * LEAST  # a sum of many terms, which another kernel may add in fp32 and this one in fp64
 BORROWED = 2.0  # how far the candidate's own floor may raise the reference's
 NEAR, DIFFERENT = 3.0, 6.0  # docs/compare.md has the figures that show them right
-EXACT_ENOUGH = ("fp32", "fp64")  # in lower precisions a plain update is not judged, see below
+EXACT_ENOUGH = ("fp32", "fp64", BY_BF16)  # in lower precisions a plain update is not judged, see below
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def _floor(keys: list[Key], reference: Floats, candidate: Floats) -> Floats:
     floor = np.where(np.isnan(reference), candidate, raised)
     scalar = np.array([key.kind in SCALARS for key in keys], dtype=bool)
     exact = np.array([key.kind in EXACT for key in keys], dtype=bool)
-    floor = np.where(scalar, SCALAR_MARGIN * floor, floor)
+    floor = np.where(scalar & ~np.isnan(floor), np.fmax(SCALAR_MARGIN * floor, SCALAR_LEAST), floor)
     return np.where(exact, LEAST, np.where(np.isnan(floor), floor, np.fmax(floor, LEAST)))
 
 

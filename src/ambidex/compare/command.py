@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -30,12 +30,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="leave out, and name, what holds no run (a leg not trained here)",
     )
     parser.add_argument(
+        "--measure-again",
+        type=int,
+        default=0,
+        metavar="N",
+        help="first play the reference's traced steps N more times with other roundings, which raises its floor; needs torch and its text",
+    )
+    parser.add_argument(
         "--html", metavar="FILE", type=Path, help="also write the comparison as one page with its plots"
     )
     parser.add_argument("--json", action="store_true", help="the verdict for tools, schema 1")
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace, measure_again: Callable[[Path, int], None]) -> int:
+    """``measure_again`` raises the floor of a run by so many legs; it is given, since it needs torch and this does not."""
     paths = [newest(path) for path in (Path(options.reference), *map(Path, options.runs))]
     if options.skip_missing:
         missing = [path for path in paths if not folder.holds_run(path)]
@@ -47,6 +55,9 @@ def run(options: argparse.Namespace) -> int:
                 Problem("Two runs are needed to compare.", found=f"{len(paths)} of {len(paths) + len(missing)}",
                         wanted="at least two folders that hold a run", fix="ambidex train --trace --out FOLDER")
             )  # fmt: skip
+    if options.measure_again > 0:
+        for path in paths[:-1]:
+            measure_again(path, options.measure_again)
     verdicts = compare(paths)
     print(report.as_json(verdicts) if options.json else report.text(verdicts), flush=True)
     if options.html is not None:

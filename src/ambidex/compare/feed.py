@@ -70,7 +70,7 @@ class Taker:
             if x.requires_grad:
                 gradients = self._gradients.setdefault(name, {})
                 x.register_hook(  # type: ignore[no-untyped-call]
-                    lambda found: gradients.update({number: found.detach().cpu().clone()})
+                    lambda found: found is None or gradients.update({number: found.detach().cpu().clone()})
                 )
 
         return hook

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ambidex.compare import cards
-from ambidex.compare.align import DIFFERENT, LEAST, NEAR, TOO_HIGH, View, views
+from ambidex.compare.align import DIFFERENT, EXACT_ENOUGH, LEAST, NEAR, TOO_HIGH, View, views
 from ambidex.compare.cards import Difference
 from ambidex.compare.fingerprint import factors
 from ambidex.compare.folder import Folder, Row
@@ -30,7 +30,6 @@ UPDATES = ("steady_update", "update", "unseen_update")
 NO_MOMENTS = {"tokens", "targets", "weight", "input", "output", "loss", "input_gradient", "output_gradient", "gradient",
               "norm", "clipped", *UPDATES}  # fmt: skip
 MOST = 0.9  # of the tensors of a kind: then it is no tensor's fault but the loop's
-HALF = 0.5  # of the updates, and nearly all others agree with their factor: then it is the rate
 SAME_RATE = 1e-9  # relative: rates are computed in fp64 on the host by the same formula
 
 
@@ -76,7 +75,7 @@ def judge(reference: Folder, run: Folder) -> Verdict:
         return verdict
     found = views(reference.trace, run.trace) if reference.trace and run.trace else []
     verdict.modes = list(dict.fromkeys(v.leg.mode for v in found))
-    verdict.first = _weights(reference, run, found)
+    verdict.first = _other_parameters(reference, run) or _weights(reference, run, found)
     if verdict.first is None and not found:
         return _by_metrics(verdict)
     verdict.first = verdict.first or first_difference(
@@ -87,6 +86,27 @@ def judge(reference: Folder, run: Folder) -> Verdict:
     if verdict.same and not any(view.compared() for view in found):
         verdict.same, verdict.problems = None, [_no_floor()]
     return verdict
+
+
+def _other_parameters(reference: Folder, run: Folder) -> Finding | None:
+    """A parameter that only one of the models has, such as a head that is no longer the embedding's own matrix."""
+    for one, other, words in (
+        (run, reference, "the reference has not"),
+        (reference, run, "this run has not"),
+    ):
+        mine, theirs = _parameters(one), _parameters(other)
+        for name in mine if mine and theirs else ():
+            if name not in theirs:
+                return Finding(0, "weights", name.rpartition(".")[0], f"weight of {name}", "free", float("inf"),
+                               f"There is a parameter that {words}: {name}.")  # fmt: skip
+    return None
+
+
+def _parameters(one: Folder) -> dict[str, None]:
+    legs = one.trace.legs.items() if one.trace else ()
+    return {
+        k.name: None for leg, table in legs if leg.mode == "free" for k in table.keys if k.kind == "weight"
+    }
 
 
 def _weights(reference: Folder, run: Folder, found: Sequence[View]) -> Finding | None:
@@ -115,8 +135,8 @@ def first_difference(found: Sequence[View], before: Sequence[Row], after: Sequen
     """The verdict on all recordings: those that start from the same numbers first."""
     rate = _rate(before, after)
     fed = [(v, v.leg.start) for v in found if v.leg.mode == "fed"]
-    sharp = [v for v in found if v.leg.mode == "state" and v.leg.precision == "fp32"]
-    low = [v for v in found if v.leg.mode == "state" and v.leg.precision != "fp32"]
+    sharp = [v for v in found if v.leg.mode == "state" and v.leg.precision in EXACT_ENOUGH]
+    low = [v for v in found if v.leg.mode == "state" and v.leg.precision not in EXACT_ENOUGH]
     free = [v for v in found if v.leg.mode == "free"]
     exact_free = [v for v in free if v.leg.precision == "fp32"]
     for starts in (
@@ -129,7 +149,7 @@ def first_difference(found: Sequence[View], before: Sequence[Row], after: Sequen
     for some in (sharp + exact_free, low + free):
         if finding := _most_upstream([(v, v.leg.start + 1) for v in some], feeds, rate, second=True):
             return finding
-    for view in free:
+    for view in free + [v for v in sharp if v.leg.start == 0]:
         if finding := _later(view, feeds, rate):
             return finding
     return rate
@@ -291,8 +311,10 @@ def _update(view: View, step: int) -> Finding | None:
     floor = np.fmax(LEAST, np.where(np.isnan(view.floor[plain]), LEAST, view.floor[plain]))
     moved = np.array([view.keys[n].name in names for n in plain], dtype=bool)
     common = float(np.median(scale[moved])) if moved.any() else 1.0
-    alike = (rest <= view.limit * floor) & (np.abs(scale - common) <= view.limit * floor)
-    if len(plain) > 1 and moved.mean() >= HALF and alike.mean() >= MOST:
+    rounding = view.limit * floor
+    alike = (rest <= rounding) & (np.abs(scale - common) <= rounding)
+    telling = np.abs(common - 1) > rounding  # sharp enough to show such a factor
+    if telling.sum() > 1 and alike[telling].mean() >= MOST and alike.mean() >= MOST:
         number = max(dirty, key=lambda n: view.ratio[n])
         words = f"Every update is {common:.7g} times the reference's."
         return replace(_finding(view, number, "schedule", "optimizer", words), factor=common)
@@ -310,8 +332,8 @@ def _where(view: View, dirty: Sequence[int], whole: Sequence[int]) -> str:
 
 
 def _later(view: View, feeds: dict[str, list[str]], rate: Finding | None) -> Finding | None:
-    """In the free run: the first probe step that differs although those before it were clean."""
-    judged = [step for step in view.steps() if view.leg.precision == "fp32" and step > 1]
+    """In a run of several steps: the first probe step that differs although those before it were clean."""
+    judged = [step for step in view.steps() if view.leg.precision in EXACT_ENOUGH and step > 1]
     for before, step in pairwise([1, *judged]):
         finding = _at_step(view, step, feeds, second=False)
         if finding is None:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from ambidex import products
 from ambidex.compare.fingerprint import Sketch, fingerprint
 from ambidex.compare.tracefile import Key, Record
 from ambidex.parallel.group import Group
@@ -49,6 +50,9 @@ class Recorder:
         self._made: dict[tuple[int, int], tuple[str, Tensor]] = {}  # this forward's outputs, kept alive
         self._same: dict[str, str] = {}  # modules that pass on, untouched, what one inside them put out
         self._before: dict[str, Array] = {}
+        self._projections = {
+            id(m.weight): name for name, m in model.named_modules() if isinstance(m, nn.Linear)
+        }
         self._hooks: list[RemovableHandle] = []
 
     def begin(self, step: int, inputs: Array | None = None, targets: Array | None = None) -> None:
@@ -164,11 +168,14 @@ class Recorder:
         if not self.watches_modules:
             return
         self._hooks.append(self.model.register_forward_pre_hook(self._enter))
+        products.tell(self._multiplied)
         for name, module in self.model.named_modules():
             if name and not isinstance(module, nn.ModuleList):
                 self._hooks.append(module.register_forward_hook(self._watch(name)))
 
     def _detach(self) -> None:
+        if self._hooks:
+            products.tell(None)
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
@@ -189,22 +196,38 @@ class Recorder:
                 return
             source = next((a for a in arguments if isinstance(a, Tensor)), None)
             if source is not None and source.is_floating_point():
-                maker = self.maker_of(source)
-                if maker is not None and maker != name:
-                    readers = self.feeds.setdefault(maker, [])
-                    if name not in readers:
-                        readers.append(name)
-                elif maker is None and next(module.children(), None) is None:
-                    self._see("input", name, source)
+                self._came_in(name, source, innermost=next(module.children(), None) is None)
             if isinstance(output, Tensor) and output.is_floating_point():
-                inner = self.maker_of(output)
-                if inner is None:
-                    self._made[output.data_ptr(), output.numel()] = name, output
-                    self._see("output", name, output)
-                else:
-                    self._same[name] = inner
+                self._came_out(name, output)
 
         return hook
+
+    def _multiplied(self, x: Tensor, weights: tuple[Tensor, ...], found: tuple[Tensor, ...]) -> None:
+        """A product by a projection's weight: `products.py` joins several, so that their modules are never called."""
+        if in_backward():
+            return
+        for weight, product in zip(weights, found):
+            name = self._projections.get(id(weight))
+            if name is not None:
+                self._came_in(name, x, innermost=True)
+                self._came_out(name, product)
+
+    def _came_in(self, name: str, values: Tensor, *, innermost: bool) -> None:
+        maker = self.maker_of(values)
+        if maker is not None and maker != name:
+            readers = self.feeds.setdefault(maker, [])
+            if name not in readers:
+                readers.append(name)
+        elif maker is None and innermost:
+            self._see("input", name, values)
+
+    def _came_out(self, name: str, values: Tensor) -> None:
+        inner = self.maker_of(values)
+        if inner is None:
+            self._made[values.data_ptr(), values.numel()] = name, values
+            self._see("output", name, values)
+        else:
+            self._same[name] = inner
 
     def _place(self, kind: str, name: str, values: Tensor) -> int:
         """The number, in the whole batch's tensor, of the first element of this micro-batch's."""
@@ -218,8 +241,8 @@ class Recorder:
         self.account(kind, name, values, start)
         if values.requires_grad:
 
-            def gradient(found: Tensor) -> None:
-                if name not in self.replaced:
+            def gradient(found: Tensor | None) -> None:
+                if found is not None and name not in self.replaced:  # None: one of several products, unused
                     self.account(f"{kind}_gradient", name, found, start)
 
             values.register_hook(gradient)  # type: ignore[no-untyped-call]

@@ -126,7 +126,7 @@ def scope(verdict: Verdict) -> str:
     }
     judged = f"{verdict.judged:,} tensors: " + ", ".join(modes[mode] for mode in verdict.modes)
     near = (
-        f"; {verdict.near} of them close to their limit: train once more to be sure"
+        f"; {verdict.near} of them close to their limit: --measure-again 8 measures the floor with more legs"
         if verdict.near and verdict.same
         else ""
     )

@@ -26,7 +26,8 @@ TRACE = "trace.safetensors"
 FORMAT = 1
 LARGEST = 1 << 30  # bytes; a trace of 45 M parameters takes a few million
 MODES = ("free", "state", "fed")
-PRECISIONS = ("fp32", "bf16", "fp16", "fp64")
+BY_BF16 = "fp32 by bf16's code"  # fp32 numbers through the functions that a bf16 step calls
+PRECISIONS = ("fp32", "bf16", "fp16", "fp64", BY_BF16)
 
 
 class Leg(NamedTuple):

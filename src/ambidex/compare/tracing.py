@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ambidex.cardfile import read_card
 from ambidex.checkpoint import Checkpoint
-from ambidex.compare import states, tracefile
+from ambidex.compare import cards, states, tracefile
 from ambidex.compare.legs import Rebuild, TakingWatcher, Watcher, Workshop, play, recorder_for, with_floor
 from ambidex.compare.states import Reference
-from ambidex.compare.tracefile import Leg, Table, Trace
+from ambidex.compare.tracefile import BY_BF16, Leg, Table, Trace
+from ambidex.errors import Problems
 from ambidex.runs import Run
 from ambidex.screen import line
 from ambidex.trainer import Observer, Trainer
@@ -44,7 +46,8 @@ class Tracing(Observer):
         self._run, self._reference = run, reference
         self._keeps_states = settings.trace_states
         self._starts = {0, late_start(settings.steps)}
-        self._native = trainer.device.precision
+        self._native, self._steps = trainer.device.precision, settings.steps
+        self._by_hand = trainer.device.products is not None
         self._rebuild, self._device = rebuild, trainer.device.name
         self._recorder = recorder_for(trainer, probe_steps(settings.steps))
         self._recorder.watches_modules = trainer.forward is trainer.model
@@ -112,17 +115,23 @@ class Tracing(Observer):
         trainer.device.set_numerics()
 
     def _examine(self, state: Checkpoint, *, keep_feed: bool) -> None:
-        """Two steps from a state, in the run's precision and in fp32, and where there is a reference, fed by it."""
-        two = {state.step, state.step + 1}
-        for precision in dict.fromkeys((self._native, "fp32")):
+        """Steps from a state, in the run's precision and in fp32, and where there is a reference, fed by it."""
+        by_code = [BY_BF16] if self._native == "bf16" and self._by_hand else []
+        for precision in dict.fromkeys((self._native, "fp32", *by_code)):
             workshop = Workshop(self._rebuild, self._device, precision)
-            recorder = recorder_for(workshop.same, two)
+            count = self._steps_from(state.step, precision)
+            steps = {
+                step
+                for step in (state.step, state.step + 1, *PROBES)
+                if state.step <= step < state.step + count
+            }
+            recorder = recorder_for(workshop.same, steps)
             taking = keep_feed and precision == "fp32"
             watcher = TakingWatcher(recorder) if taking else Watcher(recorder)
-            play(workshop.same, state, watcher, 2)
+            play(workshop.same, state, watcher, count)
             if isinstance(watcher, TakingWatcher) and self._run.writes:
                 states.save_feed(self._run.path, state.step, watcher.taken, self._trace.identity)
-            floors = workshop.floor_tables(state, two, 2)
+            floors = workshop.floor_tables(state, steps, count)
             table = with_floor(Table.of(recorder.record), floors)
             self._trace.legs[Leg("state", state.step, precision)] = table
             self._trace.feeds.update(recorder.feeds)
@@ -134,6 +143,15 @@ class Tracing(Observer):
     def _save_state(self, state: Checkpoint) -> None:
         if self._run.writes:
             states.save_state(self._run.path, state)
+
+    def _steps_from(self, start: int, precision: str) -> int:
+        """Two, but as many as a free run's floor reaches in the fp32 steps that stand for a lower precision's free run.
+
+        Those are slow, so they are left to traces that others start from, or that start from another's.
+        """
+        asked = self._keeps_states or self._reference is not None
+        whole = asked and precision == "fp32" != self._native and start == 0
+        return min(FREE_STEPS["fp32"], self._steps) if whole else 2
 
     def _rows_before(self, step: int) -> Table | None:
         """What an interrupted run had recorded before the step at which it is continued."""
@@ -150,6 +168,20 @@ class Tracing(Observer):
         self._run.write_bytes(tracefile.TRACE, tracefile.write(self._trace))
 
 
+def _fitting(reference: Reference, trainer: Trainer) -> Reference | None:
+    """The reference, or None where the same settings make other parameters here: then the free run says which."""
+    card = read_card(reference.path)
+    try:
+        states.check_fits(reference, trainer.model)
+    except Problems as problems:
+        settings = trainer.settings.numeric().items()
+        if any(card["config"].get(name) != value for name, value in settings if name not in cards.FREE):
+            raise
+        line("trace", f"no steps from {reference.path}: {problems.problems[0].found}")
+        return None
+    return reference
+
+
 def observer(trainer: Trainer, run: Run, rebuild: Callable[[str, str], Trainer]) -> Observer:
     """The observer that the settings ask for. Raises Problems where --from-trace names nothing to start from."""
     settings = trainer.settings
@@ -158,5 +190,5 @@ def observer(trainer: Trainer, run: Run, rebuild: Callable[[str, str], Trainer])
     reference = None
     if settings.from_trace:
         reference = states.open_reference(Path(settings.from_trace))
-        states.check_fits(reference, trainer.model)
+        reference = _fitting(reference, trainer)
     return Tracing(trainer, run, rebuild, reference)

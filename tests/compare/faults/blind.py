@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from faults import Fault, around, gradient, with_built
 from torch import Tensor
 
-from ambidex import derivatives, launch, optim, trainer
+from ambidex import derivatives, launch, model, optim, trainer
 from ambidex.text.batches import Batches
+from faults.planting import Fault, around, gradient, with_built
 
 
 def normed_after_turning(t: trainer.Trainer) -> None:
@@ -97,9 +97,9 @@ BLIND = [
     Fault("norm's weights turned by one", "forward", f"{LAYER0}.self_attn.q_norm", with_built(normed_after_turning), late=True),
     Fault("a residual added a little more", "forward", LAYER1, with_built(scaled_residual)),
     Fault("key heads repeated in another order", "forward", f"{LAYER0}.self_attn",
-          around(F, "scaled_dot_product_attention", lambda o, q, k, v, **other: o(q.flip(1), k, v, **other).flip(1).roll(1, 1))),
+          around(model, "attend", lambda o, q, k, v, causal: o(q.flip(1), k, v, causal).flip(1).roll(1, 1))),
     Fault("values and keys of one head", "forward", f"{LAYER0}.self_attn",
-          around(F, "scaled_dot_product_attention", lambda o, q, k, v, **other: o(q, k, k, **other))),
+          around(model, "attend", lambda o, q, k, v, causal: o(q, k, k, causal))),
     Fault("gate and up exchanged", "forward", f"{LAYER0}.mlp",
           around(derivatives, "swiglu", lambda o, gate, up: o(up, gate))),
     Fault("embedding x 1.0001", "forward", "model.embed_tokens",
@@ -126,7 +126,7 @@ BLIND = [
     Fault("moments reset at step 4", "moments", "", around(optim.Optimizer, "step", moments_reset_at_four), late=True),
     Fault("an update shortened by a thousandth", "update", f"{LAYER0}.mlp.down_proj", around(optim.Optimizer, "step", wrong_way)),
     Fault("decay on the embedding only, doubled", "update", "model.embed_tokens",
-          with_built(lambda t: t.optimizer._adamw.param_groups[0].update(weight_decay=0.2)), "muon"),
+          with_built(lambda t: setattr(t.optimizer._adamw, "weight_decay", 0.2)), "muon"),
     Fault("Muon's size x 1.001", "update", "", around(optim, "orthogonalise", lambda o, *a: o(*a) * 1.001), "muon"),
     Fault("a warm-up one step longer", "schedule", "",
           around(optim.Schedule, "at", lambda o, self, step: o(self, step) * (0.9 if step < 3 else 1.0))),

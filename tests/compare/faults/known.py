@@ -1,83 +1,23 @@
-"""Planted faults: each changes one thing in the training's own code while a candidate trains.
+"""Faults on which the judge's rules were tried while they were made.
 
 ``stage`` and ``module`` are what an honest report must name; an empty module means that no one module is at fault.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 import torch.nn.functional as F
 
-from ambidex import derivatives, launch, loss, model, optim, trainer
+from ambidex import derivatives, launch, model, optim, trainer
 from ambidex.text.batches import Batches
-
-Patch = pytest.MonkeyPatch
-
-
-@dataclass(frozen=True)
-class Fault:
-    name: str
-    stage: str
-    module: str
-    plant: Callable[[Patch], None]
-    optimizer: str = ""  # "" for both recipes
-    late: bool = False  # silent at step 0
-
-
-def around(owner: Any, name: str, change: Callable[..., Any]) -> Callable[[Patch], None]:
-    """Replace ``owner.name`` by ``change(original, *arguments)``."""
-
-    def plant(patch: Patch) -> None:
-        original = getattr(owner, name)
-        patch.setattr(owner, name, lambda *a, **k: change(original, *a, **k))
-
-    return plant
-
-
-def in_layer(
-    part: str, layer: int, change: Callable[[torch.Tensor], torch.Tensor]
-) -> Callable[[Patch], None]:
-    """Change what a part of one layer puts out: a subclass's forward, so that hooks see it as the module's own."""
-
-    def build(original: Any, *a: Any, **k: Any) -> Any:
-        found = original(*a, **k)
-        module = found.model.get_submodule(f"model.layers.{layer}.{part}")
-        forward = module.forward
-        module.forward = lambda *x, **y: change(forward(*x, **y))
-        return found
-
-    return around(launch, "build", build)
-
-
-def with_built(change: Callable[[trainer.Trainer], None]) -> Callable[[Patch], None]:
-    def build(original: Any, *a: Any, **k: Any) -> Any:
-        found = original(*a, **k)
-        change(found)
-        return found
-
-    return around(launch, "build", build)
-
-
-def gradient(name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Patch], None]:
-    return with_built(lambda t: dict(t.model.named_parameters())[name].register_hook(change))
+from faults.planting import Fault, adamw, around, gradient, in_layer, with_built
 
 
 def norm_epsilon(t: trainer.Trainer) -> None:
     t.model.get_submodule("model.layers.1.input_layernorm").epsilon = 1e-5
-
-
-def adamw(**changes: Any) -> Callable[[Patch], None]:
-    def change(t: trainer.Trainer) -> None:
-        for key, value in changes.items():
-            setattr(t.optimizer._adamw, key, value(getattr(t.optimizer._adamw, key)))
-
-    return with_built(change)
 
 
 def stale(t: trainer.Trainer) -> None:
@@ -144,10 +84,9 @@ def shifted(original: Any, self: Any, step: int) -> Any:
     return np.roll(inputs, 1, axis=1), targets
 
 
-def looks_ahead(original: Any, q: Any, k: Any, v: Any, is_causal: bool = False, **other: Any) -> Any:
-    length = q.shape[-2]
-    mask = torch.ones(length, length, dtype=torch.bool).tril(1)
-    return original(q, k, v, attn_mask=mask)
+def looks_ahead(original: Any, q: Any, k: Any, v: Any, causal: bool) -> Any:
+    mask = torch.ones(q.shape[-2], q.shape[-2], dtype=torch.bool).tril(1)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
 def low_precision(x: torch.Tensor) -> torch.Tensor:
@@ -159,21 +98,21 @@ def noisy_dropout(x: torch.Tensor) -> torch.Tensor:
     return x * kept.to(x)
 
 
-def detached_keys(original: Any, q: Any, k: Any, v: Any, **other: Any) -> Any:
-    return original(q, k.detach() + (k - k.detach()) * 0.99, v, **other)
+def detached_keys(original: Any, q: Any, k: Any, v: Any, causal: bool) -> Any:
+    return original(q, k.detach() + (k - k.detach()) * 0.99, v, causal)
 
 
 STALE = "model.layers.1.post_attention_layernorm"
 O_PROJ, UP = "model.layers.1.self_attn.o_proj", "model.layers.1.mlp.up_proj"
 V_PROJ = "model.layers.0.self_attn.v_proj"
 FIRST = "model.layers.0.self_attn"
-SDPA = (F, "scaled_dot_product_attention")
+ATTEND = (model, "attend")
 
 FAULTS = [
     Fault("another initialisation", "weights", "",
           around(launch, "initialise", lambda original, m, seed: original(m, seed + 1))),
     Fault("data shifted by one", "data", "", around(Batches, "batch", shifted)),
-    Fault("mask off by one", "forward", FIRST, around(*SDPA, looks_ahead)),
+    Fault("mask off by one", "forward", FIRST, around(*ATTEND, looks_ahead)),
     Fault("rotary angles of another base", "forward", FIRST,
           around(model, "rotation_tables", lambda original, n, w, base: original(n, w, base * 1.001))),
     Fault("a norm's epsilon 1e-6 -> 1e-5", "forward", "model.layers.1.input_layernorm", with_built(norm_epsilon)),
@@ -182,7 +121,7 @@ FAULTS = [
     Fault("attention output x 1.00001", "forward", "model.layers.1.self_attn",
           in_layer("self_attn", 1, lambda x: x * 1.00001)),
     Fault("attention scale x 1.0001", "forward", FIRST,
-          around(*SDPA, lambda original, q, k, v, **o: original(q * 1.0001, k, v, **o))),
+          around(*ATTEND, lambda original, q, k, v, causal: original(q * 1.0001, k, v, causal))),
     Fault("another activation", "forward", "model.layers.0.mlp",
           around(derivatives, "swiglu", lambda original, gate, up: F.gelu(gate) * up)),
     Fault("a product in bf16", "forward", FIRST,
@@ -194,7 +133,7 @@ FAULTS = [
     Fault("one gradient x 1.00001", "backward", UP, gradient(f"{UP}.weight", lambda g: g * 1.00001)),
     Fault("one gradient's sign", "backward", V_PROJ, gradient(f"{V_PROJ}.weight", lambda g: -g)),
     Fault("one gradient transposed in part", "backward", O_PROJ, gradient(f"{O_PROJ}.weight", lambda g: g.T)),
-    Fault("keys' gradient x 0.99", "backward", "model.layers.1.self_attn", around(*SDPA, detached_keys)),
+    Fault("keys' gradient x 0.99", "backward", "model.layers.1.self_attn", around(*ATTEND, detached_keys)),
     Fault("accumulated twice", "accumulation", "", around(trainer.Trainer, "accumulate", accumulated_twice)),
     Fault("gradients never cleared", "accumulation", "",
           around(optim.Optimizer, "zero_gradients", lambda original, self: None), late=True),
@@ -217,4 +156,3 @@ FAULTS = [
     Fault("schedule off by one", "schedule", "",
           around(optim.Schedule, "at", lambda original, self, step: original(self, step + 1))),
 ]  # fmt: skip
-_ = loss

@@ -1,0 +1,70 @@
+"""How a fault is planted: one thing in the training's own code is changed while a candidate trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+
+from ambidex import launch, trainer
+
+Patch = pytest.MonkeyPatch
+
+
+@dataclass(frozen=True)
+class Fault:
+    name: str
+    stage: str
+    module: str
+    plant: Callable[[Patch], None]
+    optimizer: str = ""  # "" for both recipes
+    late: bool = False  # silent at step 0
+
+
+def around(owner: Any, name: str, change: Callable[..., Any]) -> Callable[[Patch], None]:
+    """Replace ``owner.name`` by ``change(original, *arguments)``."""
+
+    def plant(patch: Patch) -> None:
+        original = getattr(owner, name)
+        patch.setattr(owner, name, lambda *a, **k: change(original, *a, **k))
+
+    return plant
+
+
+def in_layer(
+    part: str, layer: int, change: Callable[[torch.Tensor], torch.Tensor]
+) -> Callable[[Patch], None]:
+    """Change what a part of one layer puts out: a subclass's forward, so that hooks see it as the module's own."""
+
+    def build(original: Any, *a: Any, **k: Any) -> Any:
+        found = original(*a, **k)
+        module = found.model.get_submodule(f"model.layers.{layer}.{part}")
+        forward = module.forward
+        module.forward = lambda *x, **y: change(forward(*x, **y))
+        return found
+
+    return around(launch, "build", build)
+
+
+def with_built(change: Callable[[trainer.Trainer], None]) -> Callable[[Patch], None]:
+    def build(original: Any, *a: Any, **k: Any) -> Any:
+        found = original(*a, **k)
+        change(found)
+        return found
+
+    return around(launch, "build", build)
+
+
+def gradient(name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Patch], None]:
+    return with_built(lambda t: dict(t.model.named_parameters())[name].register_hook(change))
+
+
+def adamw(**changes: Any) -> Callable[[Patch], None]:
+    def change(t: trainer.Trainer) -> None:
+        for key, value in changes.items():
+            setattr(t.optimizer._adamw, key, value(getattr(t.optimizer._adamw, key)))
+
+    return with_built(change)
