@@ -25,7 +25,9 @@ class Exit(IntEnum):
     OUT_OF_MEMORY = 6
     IN_USE = 7
     HUNG = 8
-    LOST_PROCESS = 8  # the same to whoever started it: under torchrun another process is gone, silent or different
+    LOST_PROCESS = (
+        8  # the same to whoever started it: under torchrun another process is gone, silent or different
+    )
     HUNG_UP = 129
     INTERRUPTED = 130
     TERMINATED = 143

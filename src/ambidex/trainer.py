@@ -33,6 +33,9 @@ from ambidex.text.tokens import Tokens
 from ambidex.watchdog import Watchdog
 
 
+EVALUATED = 4096  # tokens at once, where a step takes fewer: without gradients they need no more memory
+
+
 class Observer:
     """Sees every step from outside. This one looks away; `compare/` has one that records (--trace)."""
 
@@ -133,7 +136,8 @@ class Trainer:
         """Mean loss in nats per token over the held-out text, or over ``limit_tokens`` of it spread evenly."""
         started = time.perf_counter()
         total, counted = 0.0, 0
-        batches = validation_batches(self.tokens, self.settings.context, self._rows_at_once, limit_tokens)
+        rows = min(4 * self._rows_at_once, max(self._rows_at_once, EVALUATED // self.settings.context))
+        batches = validation_batches(self.tokens, self.settings.context, rows, limit_tokens)
         for inputs, targets in self.group.turns(batches):
             with self.device.autocast():
                 hidden = self.model(self.device.tensor(inputs))
