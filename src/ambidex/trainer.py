@@ -32,7 +32,6 @@ from ambidex.text.batches import Batches, validation_batches
 from ambidex.text.tokens import Tokens
 from ambidex.watchdog import Watchdog
 
-
 EVALUATED = 4096  # tokens at once, where a step takes fewer: without gradients they need no more memory
 
 
