@@ -59,9 +59,9 @@ def test_a_sample_is_the_commands_text_and_repeats_with_its_seed(run, capsys):
     assert run.sample("line ", 20, seed=3) == text != run.sample("line ", 20, seed=4)
     capsys.readouterr()
     assert cli.main(["sample", str(run.path), "--prompt", "line ", "--tokens", "20", "--seed", "3"]) == 0
-    from ambidex.runs import printable
+    from ambidex.runs import readable
 
-    assert capsys.readouterr().out == printable(text) + "\n"
+    assert capsys.readouterr().out == readable(text) + "\n"
 
 
 def test_everything_wrong_with_a_sample_is_raised_at_once(run):

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from ambidex import cli, welcome
+from ambidex.runs import Run
 from tiny import TINY, ambidex, flags, train_words
 
 ESCAPE = re.compile("\x1b")
@@ -45,6 +46,19 @@ def test_what_is_next_after_half_a_run_is_to_go_on(run, tmp_path):
     typed, why = welcome.next_steps(tmp_path / "a run")[0]
     assert shlex.split(typed) == ["ambidex", "train", "--resume", "--out", str(tmp_path / "a run" / "half")]
     assert "step 3 of 9" in why
+
+
+def test_what_is_next_while_a_run_is_trained_is_to_look_at_it(run, tmp_path, capsys, monkeypatch):
+    shutil.copytree(run, tmp_path / "a \x1b[2J run" / "half")
+    held = Run(tmp_path / "a \x1b[2J run" / "half")
+    held.lock()
+    try:
+        assert welcome.next_steps(held.path.parent)[0][0].startswith("ambidex top ")
+        monkeypatch.setenv("AMBIDEX_RUNS", str(held.path.parent))
+        assert cli.main([]) == 0
+    finally:
+        held.unlock()
+    assert "\x1b" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"config": {}}', '{"config": {"steps": "x"}}', "\x00"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -135,6 +136,25 @@ def test_a_page_that_cannot_be_written_ends_in_words(tmp_path: Path, capsys: Any
         == Exit.CANNOT_WRITE
     )
     assert "The page cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="makes a link and a pipe")
+def test_a_page_is_written_through_a_link_and_into_a_pipe_and_takes_neither_away(tmp_path: Path) -> None:
+    run, link, elsewhere, pipe = (
+        run_at(tmp_path / "run"),
+        tmp_path / "link",
+        tmp_path / "elsewhere",
+        tmp_path / "pipe",
+    )
+    link.symlink_to(elsewhere)
+    assert cli.main(["report", str(run), "--html", str(link)]) == Exit.DONE
+    assert link.is_symlink()
+    assert "</html>" in elsewhere.read_text("utf-8")
+    os.mkfifo(pipe)
+    with subprocess.Popen(["cat", pipe], stdout=subprocess.PIPE) as reader:
+        assert cli.main(["report", str(run), "--html", str(pipe)]) == Exit.DONE
+        assert b"</html>" in reader.communicate(timeout=60)[0]
+    assert pipe.is_fifo()
 
 
 JSON = st.recursive(st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.just("</style><script>alert(1)</script>")),

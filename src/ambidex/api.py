@@ -12,6 +12,7 @@ from typing import Any, Literal, overload
 from ambidex import config, launch, runs, writing
 from ambidex.errors import Exit, Problem, Problems
 from ambidex.export import command as exporting
+from ambidex.glance import whole
 from ambidex.rows import COLUMNS, Row
 
 
@@ -125,7 +126,7 @@ class Run:
         facts = {
             "device": f"{card.get('device', {}).get('name')}: {card.get('device', {}).get('reason')}",
             "precision": card.get("precision"),
-            "parameters": f"{card.get('parameters', 0):,}",
+            "parameters": f"{whole(card.get('parameters')) or 0:,}",
             "step": f"{self.step} of {card.get('config', {}).get('steps')}",
             "validation loss": "not yet" if self.val_loss is None else f"{self.val_loss:.4f} nats per token",
         }

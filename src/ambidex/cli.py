@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
@@ -34,6 +35,9 @@ COMMANDS = {
 # What the extra `train` brings. That one of them is missing is no mistake in the program.
 FOR_TRAINING = ("torch", "numpy", "pydantic", "safetensors", "tokenizers", "matplotlib", "tqdm", "filelock")
 
+# What a write to standard output may end in: a full disk, a quota, a device that is gone.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
+
 EXAMPLES = {
     "doctor": (
         "ambidex doctor",
@@ -48,7 +52,11 @@ EXAMPLES = {
     "sample": ('ambidex sample my-run --prompt "Once" --tokens 400', "ambidex sample my-run --temperature 0"),
     "compare": ("ambidex compare runs/cpu runs/gpu", "ambidex compare runs/cpu runs/bridge runs/gpu --json"),
     "export": ("ambidex export my-run --to model", "ambidex export my-run --format gguf --to model-gguf"),
-    "bench": ("ambidex bench", "ambidex bench --preset 45m --steps 2"),
+    "bench": (
+        "ambidex bench",
+        "ambidex bench --preset 45m --steps 2",
+        "ambidex bench --to-loss 1.88 --data book.txt",
+    ),
     "checkpoints": ("ambidex checkpoints my-run",),
     "report": ("ambidex report my-run",),
     "top": ("ambidex top", "ambidex top runs"),
@@ -119,7 +127,10 @@ def main(arguments: Sequence[str]) -> int:
         ):  # a file name, or a sample, may hold what this terminal cannot show
             stream.reconfigure(errors="backslashreplace")
     try:
-        return run(list(arguments))
+        code = run(list(arguments))
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here, where a full disk is still a sentence
+        return code
     except Problems as problems:
         rank = os.environ.get("RANK", "0")  # of several processes on one screen, torchrun's
         complain(str(problems) if rank == "0" else f"rank {rank}: {problems}")
@@ -131,9 +142,17 @@ def main(arguments: Sequence[str]) -> int:
         return Exit.USAGE
     except KeyboardInterrupt:
         return Exit.INTERRUPTED
-    except BrokenPipeError:
-        sys.stderr.close()
+    except BrokenPipeError:  # whoever read it, such as `head`, has enough
+        _to_nobody(sys.stdout)
         return Exit.DONE
+    except OSError as error:
+        if (
+            error.filename is not None or error.errno not in FULL
+        ):  # of a file, which has its own words; or a mistake
+            raise
+        _to_nobody(sys.stdout)
+        complain(str(Problems(Problem("The output cannot be written.", found=error.strerror or str(error)))))
+        return Exit.CANNOT_WRITE
 
 
 def _not_installed(arguments: Sequence[str], package: str) -> Problem:
@@ -144,6 +163,12 @@ def _not_installed(arguments: Sequence[str], package: str) -> Problem:
         fix='python -m pip install "ambidex[train]"; where you want the CPU build of torch, first what '
         "ambidex variants says",
     )
+
+
+def _to_nobody(stream: io.TextIOBase | Any) -> None:
+    """What is still held for a reader who cannot have it is dropped, so that Python's end does not stumble over it."""
+    with suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def complain(text: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from ambidex.checkpoint import Checkpoint, Damaged
 from ambidex.config import Resolved, Settings
 from ambidex.device.choose import Choice
 from ambidex.errors import Exit, Problem, Problems
-from ambidex.escaping import one_line
+from ambidex.escaping import one_line, typed
 from ambidex.parallel.group import Group
 from ambidex.runs import Follower, Run
 from ambidex.screen import line
@@ -34,7 +33,7 @@ def named_run(settings: Settings) -> Run | None:
     if run.holds_card() and not (settings.resume or settings.dry_run):
         raise Problems(
             Problem("--out holds a run already.", found=str(run.path), wanted="a new folder, or --resume",
-                    fix=f"ambidex train --out {shlex.quote(str(run.path))} --resume")
+                    fix=f"ambidex train --out {typed([str(run.path)])} --resume")
         )  # fmt: skip
     if (
         not run.holds_card()

@@ -7,7 +7,6 @@ import io
 import json
 import os
 import re
-import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -19,7 +18,7 @@ from ambidex import checkpoint, health
 from ambidex.cardfile import CARD, read_card
 from ambidex.device import image
 from ambidex.errors import Exit, Problem, Problems
-from ambidex.escaping import printable as escaped
+from ambidex.escaping import printable, typed
 from ambidex.files import read_small, replace_synced, sync_folder
 from ambidex.glance import LOCK
 from ambidex.rows import METRICS, Row, read_metrics, render_rows
@@ -60,7 +59,7 @@ class Run:
         return read_metrics(self.path / METRICS)
 
     def command_to_resume(self) -> str:
-        return f"ambidex train --resume --out {shlex.quote(str(self.path))}"
+        return f"ambidex train --resume --out {typed([str(self.path)])}"
 
     def holds_card(self) -> bool:
         return (self.path / CARD).exists()
@@ -157,7 +156,7 @@ class Run:
             self._samples()
             or "# Samples\n\nWhat the model writes as it learns. The first lines are the prompt.\n"
         )
-        self.write(SAMPLES, f"{before}\n{heading}\n\n{fence}text\n{printable(prompt + text)}\n{fence}\n")
+        self.write(SAMPLES, f"{before}\n{heading}\n\n{fence}text\n{readable(prompt + text)}\n{fence}\n")
 
     def _samples(self) -> str:
         try:
@@ -245,9 +244,9 @@ class Follower(Run):
     def plot(self) -> Path | None: ...
 
 
-def printable(text: str) -> str:
+def readable(text: str) -> str:
     """Control characters that a terminal would obey are shown instead of sent; the end of a document is a blank line."""
-    return escaped(text.replace("\0", "\n\n"))
+    return printable(text.replace("\0", "\n\n"))
 
 
 def _samples_up_to(text: str, step: int) -> str:

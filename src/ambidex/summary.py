@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 import os
 import re
-import shlex
 import statistics
 
 from ambidex import health, plan, runs
 from ambidex.config import Resolved, Settings
 from ambidex.engine import Device, available_bytes
-from ambidex.escaping import markdown, one_line
+from ambidex.escaping import markdown, one_line, typed
 from ambidex.model import Shape
 from ambidex.rows import METRICS, Row
 from ambidex.runs import Run
@@ -148,7 +147,7 @@ def bits_per_byte(loss: float, tokens: Tokens) -> float:
 
 def next_commands(run: Run, unfinished: bool) -> list[str]:
     again = [run.command_to_resume()] if unfinished else []
-    return [*again, f"ambidex sample {shlex.quote(str(run.path))} --tokens 400"]
+    return [*again, f"ambidex sample {typed([str(run.path)])} --tokens 400"]
 
 
 def show_end(trainer: Trainer, run: Run) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import re
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
 from ambidex.cardfile import CARD, read_card
 from ambidex.errors import Problems
+from ambidex.escaping import one_line, printable, typed
+from ambidex.glance import LOCK, is_held
 
 _STEP = re.compile(r"step-(\d{6,12})")
 
@@ -22,7 +23,7 @@ def overview(commands: Mapping[str, str], steps: list[tuple[str, str]]) -> str:
     lines += ["", "next:"]
     wide = max(len(typed) for typed, _ in steps) + 2
     lines += [f"  {typed:<{wide}}{why}" for typed, why in steps]
-    return "\n".join([*lines, "", "ambidex COMMAND --help says more, with examples"])
+    return printable("\n".join([*lines, "", "ambidex COMMAND --help says more, with examples"]))
 
 
 def next_steps(runs: Path) -> list[tuple[str, str]]:
@@ -42,7 +43,13 @@ def next_steps(runs: Path) -> list[tuple[str, str]]:
             ("ambidex train", "a small transformer on text that is on this machine already"),
         ]
     run, step, steps = newest
-    name = shlex.quote(str(run))
+    name = typed([str(run)])
+    if is_held(run / LOCK):
+        first = (
+            f"ambidex top {typed([str(runs)])}",
+            f"{one_line(run.name)} is being trained: step {step} of {steps} is saved",
+        )
+        return [first, (f"ambidex report {name}", "one HTML page for it, now or later")]
     if step < steps:
         first = (
             f"ambidex train --resume --out {name}",

@@ -12,7 +12,7 @@ from ambidex.device.choose import choose
 from ambidex.engine import Device
 from ambidex.errors import Exit, Problem, Problems
 from ambidex.guard import cpu_guard
-from ambidex.runs import Run, printable
+from ambidex.runs import Run, readable
 from ambidex.sampling import generate
 from ambidex.text import StreamDecoder
 
@@ -25,7 +25,7 @@ def write(
     for number, piece in enumerate(
         pieces(path, prompt, tokens, temperature=temperature, top_k=top_k, seed=seed, device=device, asked_by=asked_by)
     ):  # fmt: skip
-        sys.stdout.write(piece if number == 0 else printable(piece))
+        sys.stdout.write(piece if number == 0 else readable(piece))
         sys.stdout.flush()
     sys.stdout.write("\n")
     return Exit.DONE

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import os
+import shlex
 import shutil
+import sys
 import tomllib
 from pathlib import Path
 
@@ -11,6 +15,7 @@ import pytest
 import safetensors.torch
 from tokenizers import Tokenizer
 
+import ambidex
 from ambidex import cli
 from ambidex.checkpoint import newest_good
 from ambidex.export import command
@@ -18,6 +23,7 @@ from ambidex.export.vocabulary import huggingface_json, llama
 from ambidex.text import load_tokenizer
 from ambidex.text.bpe import byte_alphabet
 from exported import KINDS, LINES
+from tiny import TINY
 
 
 def typed(*words: object) -> int:
@@ -147,6 +153,36 @@ def test_a_name_that_markdown_would_obey_is_written_as_words(run, tmp_path):
     odd = run.rename(tmp_path / "a | <b> `c`")
     assert typed(odd, "--to", tmp_path / "out") == 0
     assert "# a _ _b_ _c_" in (tmp_path / "out" / "README.md").read_text("utf-8")
+
+
+def test_the_commands_beside_an_export_can_be_typed_whatever_the_names(text, tmp_path):
+    """A name with a space, quotes in the folder's name, a prompt that JSON would spell as two halves."""
+    book = shutil.copy(text, tmp_path / "my book.txt")
+    run = ambidex.train(
+        **{**TINY, "steps": 2, "prompt": "line \U0001f98a \x7f"}, data=[str(book)], out=str(tmp_path / "run")
+    )
+    assert typed(run.path, "--to", tmp_path / 'a "b" c') == 0
+    settings = tomllib.loads((tmp_path / 'a "b" c' / "training.toml").read_text("utf-8"))
+    assert settings["prompt"] == "line \U0001f98a \x7f"
+    card = (tmp_path / 'a "b" c' / "README.md").read_text("utf-8")
+    command = next(line for line in card.splitlines() if line.startswith("ambidex train"))
+    assert shlex.split(command)[4] == "my book.txt"
+    folder = next(line for line in card.splitlines() if line.startswith("folder = "))
+    assert ast.literal_eval(folder.removeprefix("folder = ").split("  #")[0]) == 'a "b" c'
+
+
+@pytest.mark.parametrize("cpu", [[1], {"isa": 3}, "x", None])
+def test_a_card_with_a_cpu_that_is_none_still_exports(run, tmp_path, cpu):
+    card = json.loads((run / "card.json").read_bytes())
+    (run / "card.json").write_text(json.dumps({**card, "cpu": cpu}))
+    assert typed(run, "--to", tmp_path / "out") == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems allow no such name")
+def test_a_run_whose_name_is_no_utf8_is_exported(run, tmp_path):
+    odd = run.rename(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    assert typed(odd, "--to", tmp_path / "out") == 0
+    assert "caf_xe9" in (tmp_path / "out" / "README.md").read_text("utf-8")
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -16,7 +16,7 @@ import pytest
 
 from ambidex.errors import Problems
 from ambidex.text import Tokens
-from ambidex.text.sources import find_sources, printable
+from ambidex.text.sources import find_sources, spelled
 
 TokensOf = Callable[..., Tokens]
 needs_posix = pytest.mark.skipif(sys.platform == "win32", reason="makes links and named pipes")
@@ -125,7 +125,7 @@ def test_a_name_that_is_no_utf8_is_read_and_prints(tmp_path: Path, tokens_of: To
     tokens = tokens_of(os.fsdecode(path))
     assert text_of(tokens) == b"text " * 20
     assert "caf\\xe9.txt" in str(tokens.summary)
-    assert printable(os.fsdecode(path)).endswith("caf\\xe9.txt")
+    assert spelled(os.fsdecode(path)).endswith("caf\\xe9.txt")
 
 
 def test_the_same_file_given_twice_counts_once(tmp_path: Path, tokens_of: TokensOf) -> None:

@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args
 
 from ambidex import trained
 from ambidex.errors import Exit, Problem, Problems
+from ambidex.escaping import one_line
 from ambidex.export import huggingface, llama, modelcard
 from ambidex.files import replace_synced, sync_folder, write_synced
 from ambidex.resume import check_place
@@ -44,7 +45,7 @@ def export(path: Path | str, kind: str, to: Path | str) -> Path:
     unfinished = target.absolute().parent / f".{target.absolute().name}.{os.getpid()}"
     try:
         unfinished.mkdir(parents=True)
-        fill(unfinished, found, run, kind)
+        fill(unfinished, found, run, kind, target.absolute().name)
         _appear(unfinished, target.absolute())
     except OSError as error:
         raise cannot_write(target, error) from None
@@ -108,19 +109,21 @@ def _foreign(target: Path, kind: str) -> list[str]:
     ]
 
 
-def fill(folder: Path, found: Trained, run: Run, kind: str) -> None:
-    """Write every file of the export, each to the disk, and the manifest last."""
+def fill(folder: Path, found: Trained, run: Run, kind: str, name: str) -> None:
+    """Write every file of the export, which will be called ``name``, each to the disk, and the manifest last."""
     picture = run.picture()
     if kind == "hf":
-        for name, content in huggingface.files(found).items():
-            write_synced(folder / name, content)
+        for file, content in huggingface.files(found).items():
+            write_synced(folder / file, content)
     else:
-        name = run.path.resolve().name
-        llama.write(found, folder / llama.MODEL, name, f"step {found.step}, trained with Ambidex")
+        title = one_line(run.path.resolve().name)
+        llama.write(found, folder / llama.MODEL, title, f"step {found.step}, trained with Ambidex")
         write_synced(folder / "Modelfile", llama.modelfile(found.settings.context).encode())
     if picture is not None:
         write_synced(folder / PLOT, picture)
-    write_synced(folder / "README.md", modelcard.model_card(found, run, kind, picture is not None).encode())
+    write_synced(
+        folder / "README.md", modelcard.model_card(found, run, kind, name, picture is not None).encode()
+    )
     write_synced(folder / modelcard.SETTINGS, modelcard.settings_toml(found).encode())
     manifest = {"format": kind, "step": found.step, "data": found.card.get("data", {}).get("hash")}
     files = {path.name: _sha256(path) for path in sorted(folder.iterdir())}

@@ -6,11 +6,13 @@ What it says of files is their names only: an export is made to be given away, a
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
+from ambidex.escaping import one_line
 from ambidex.rows import Row
-from ambidex.runs import PLOT, Run, printable
+from ambidex.runs import PLOT, Run
 from ambidex.text.tokenizer import CharTokenizer
 from ambidex.trained import Trained
 
@@ -32,14 +34,15 @@ _USE = {
     "hf": """```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained("{folder}")
-model = AutoModelForCausalLM.from_pretrained("{folder}")
-tokens = tokenizer({prompt}, return_tensors="pt", return_token_type_ids=False)
+folder = {quoted}  # this one
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder)
+tokens = tokenizer({quoted_prompt}, return_tensors="pt", return_token_type_ids=False)
 print(tokenizer.decode(model.generate(**tokens, max_new_tokens=200)[0]))
 ```""",
     "gguf": """```
 llama-completion -m model.gguf --no-conversation -p {prompt} -n 200
-ollama create {folder} -f Modelfile && ollama run {folder}
+ollama create my-model -f Modelfile && ollama run my-model
 ```""",
 }
 _TOKENS = {
@@ -57,8 +60,8 @@ _TOKENS = {
 }  # fmt: skip
 
 
-def model_card(trained: Trained, run: Run, kind: str, picture: bool) -> str:
-    """Markdown with the header that the Hugging Face hub reads."""
+def model_card(trained: Trained, run: Run, kind: str, folder: str, picture: bool) -> str:
+    """Markdown with the header that the Hugging Face hub reads. ``folder``: the name of the one that it lies in."""
     name, card = _plain(run.path.resolve().name), trained.card
     curve = f"![Training and validation loss by step]({PLOT})\n\n" if picture else ""
     return f"""---
@@ -76,7 +79,7 @@ with a text; it was not trained to answer or to follow instructions.
 
 {curve}## Use
 
-{_USE[kind].format(folder=name, prompt=json.dumps(_prompt(trained)))}
+{_USE[kind].format(quoted=_quoted(one_line(folder)), quoted_prompt=_quoted(_prompt(trained)), prompt=shlex.quote(_prompt(trained)))}
 
 {_TOKENS[kind][trained.tokenizer.kind]}
 The weights are exact, in fp32. The model has seen no more than {trained.settings.context} tokens at once.
@@ -93,7 +96,7 @@ What may be done with the model depends on that text's licence; none is stated h
 this ends in the same bytes; elsewhere, in the same model to within rounding:
 
 ```
-ambidex train {SETTINGS} --data {" ".join(_sources(trained.settings.data))} --out again
+ambidex train {SETTINGS} --data {shlex.join(_sources(trained.settings.data))} --out again
 ```
 
 {_table(_made_with(card))}
@@ -107,7 +110,7 @@ def settings_toml(trained: Trained) -> str:
     settings["data"] = _sources(trained.settings.data)
     kept = {name: value for name, value in settings.items() if name not in _LEFT_OUT}
     lines = [f"# What decided the numbers of this model, for: ambidex train {SETTINGS}"]
-    return "\n".join([*lines, *(f"{name} = {json.dumps(value)}" for name, value in kept.items())]) + "\n"
+    return "\n".join([*lines, *(f"{name} = {_quoted(value)}" for name, value in kept.items())]) + "\n"
 
 
 def _figures(trained: Trained, run: Run) -> dict[str, str]:
@@ -141,7 +144,9 @@ def _text(trained: Trained) -> dict[str, str]:
 
 
 def _made_with(card: dict[str, Any]) -> dict[str, str]:
-    build, cpu = card.get("build", {}), card.get("cpu", {})
+    build, cpu = card.get("build", {}), card.get("cpu")
+    cpu = cpu if isinstance(cpu, dict) else {}
+    sets = cpu.get("isa")
     return {
         "torch": _plain(build.get("torch", "?")),
         "Python": _plain(build.get("python", "?")),
@@ -149,7 +154,7 @@ def _made_with(card: dict[str, Any]) -> dict[str, str]:
         "precision": _plain(card.get("precision", "?")),
         "threads": _plain(card.get("threads", "?")),
         "CPU": _plain(cpu.get("name", "?")),
-        "instruction sets": _plain(", ".join(map(str, cpu.get("isa", [])))),
+        "instruction sets": _plain(", ".join(map(str, sets)) if isinstance(sets, list) else "?"),
         "seed": _plain(card.get("config", {}).get("seed", "?")),
     }
 
@@ -174,5 +179,10 @@ def _plain(value: object) -> str:
     """On one line, without what Markdown or a terminal would obey."""
     return "".join(
         "_" if character in "|`<>[]*\\" else character
-        for character in printable(str(value)).replace("\n", " ")
+        for character in one_line(str(value).replace("\n", " "))
     )
+
+
+def _quoted(value: object) -> str:
+    """As Python and TOML read it. JSON would spell a rare letter as two halves, which TOML refuses; DEL it takes."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
