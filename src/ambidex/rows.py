@@ -40,8 +40,8 @@ class Row:
     def parse(cls, cells: Mapping[str, str]) -> Row:
         """Raises ValueError or KeyError for anything that is no row of ours."""
         return cls(
-            step=int(cells["step"]),
-            tokens=int(cells["tokens"]),
+            step=_count(cells["step"]),
+            tokens=_count(cells["tokens"]),
             loss=float(cells["loss"]),
             val_loss=float(cells["val_loss"]) if cells["val_loss"] else None,
             lr=float(cells["lr"]),
@@ -49,6 +49,13 @@ class Row:
             seconds=float(cells["seconds"]),
             tokens_per_second=float(cells["tokens_per_second"]),
         )
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if not 0 <= number < 1 << 63:
+        raise ValueError("no count of ours")
+    return number
 
 
 def read_metrics(path: Path) -> list[Row]:
