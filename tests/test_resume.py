@@ -308,3 +308,12 @@ def test_a_card_whose_settings_cannot_go_together_is_a_sentence(tmp_path, story,
     (out / "card.json").write_text(json.dumps(card))
     assert train("train", "--resume", "--out", str(out)) == 3
     assert "in card.json" in capsys.readouterr().err
+
+
+def test_a_precision_on_the_card_that_there_is_not_is_a_sentence(tmp_path, story, monkeypatch, capsys):
+    out = tmp_path / "run"
+    stopped_early(monkeypatch, 2, *train_words(story, out))
+    card = json.loads((out / "card.json").read_text())
+    (out / "card.json").write_text(json.dumps({**card, "precision": "fp12"}))
+    assert train("train", "--resume", "--out", str(out)) == 3
+    assert "fp12" in capsys.readouterr().err

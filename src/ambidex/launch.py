@@ -26,8 +26,9 @@ from ambidex.device import cpu as processor
 from ambidex.device import image
 from ambidex.device.choose import Choice, choose
 from ambidex.device.machine import Cpu
-from ambidex.engine import Device
+from ambidex.engine import PRECISIONS, Device
 from ambidex.errors import Exit, Problem, Problems
+from ambidex.escaping import one_line
 from ambidex.events import event_files
 from ambidex.guard import cpu_guard
 from ambidex.model import LanguageModel, initialise
@@ -195,6 +196,11 @@ def prepare_device(
     cpu, place = processor.look(), place or Place()
     threads = settings.threads or place.share_of(processor.threads_for_training(cpu))
     asked = str(card.get("precision", settings.precision))
+    if asked not in ("auto", *PRECISIONS):
+        raise Problems(
+            Problem("The run's card names a precision that there is not.", found=one_line(asked), wanted=", ".join(PRECISIONS)),
+            Exit.DATA,
+        )  # fmt: skip
     precision, why = (
         (asked, "as asked" if not card else "as its card says") if asked != "auto" else rule(choice, cpu)
     )
