@@ -1,4 +1,4 @@
-"""The exports in the programs they are for: `transformers`, the `gguf` reader, llama.cpp. `tox run -e py311-export`."""
+"""The exports in the programs they are for: `transformers`, the `gguf` reader, llama.cpp. `tox run -e export`."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def _needs(package: str, why: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(not there, reason=f"{package} is not installed: {why}")
 
 
-TRANSFORMERS = _needs("transformers", "tox run -e py311-export brings it")
-GGUF = _needs("gguf", "tox run -e py311-export brings it")
+TRANSFORMERS = _needs("transformers", "tox run -e export brings it")
+GGUF = _needs("gguf", "tox run -e export brings it")
 LLAMA = _needs("llama_cpp", "pip install llama-cpp-python, which compiles llama.cpp")
 
 
