@@ -132,3 +132,24 @@ def test_what_the_disk_gives_back_is_compared_before_it_appears(tmp_path, monkey
     with pytest.raises(Problems, match="does not read back"):
         checkpoint.save(tmp_path, some(2, torch.zeros(2)))
     assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
+
+
+def test_the_last_save_without_memory_for_a_copy_is_an_error_too_if_it_fails(tmp_path, told, monkeypatch):
+    failing(monkeypatch, {2: 9})
+    with saver(tmp_path, told, free_bytes=lambda: 1) as saving:
+        saving.save(some(1, torch.zeros(2)), None)
+        saving.save(some(2, torch.zeros(2)), None)
+        with pytest.raises(Problems, match="step-000001 is good") as caught:
+            saving.finish()
+    assert caught.value.exit_code == 4
+
+
+def test_a_folder_that_cannot_be_tidied_is_no_reason_to_stop(tmp_path, told, monkeypatch):
+    def refused(*arguments, **options):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(checkpoint.Path, "glob", refused)
+    with saver(tmp_path, told) as saving:
+        saving.save(some(1, torch.zeros(2)), None)
+        saving.finish()
+    assert checkpoint.steps_in(tmp_path) == [1]

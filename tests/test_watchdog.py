@@ -49,7 +49,7 @@ def test_time_in_which_the_machine_slept_does_not_count(tmp_path, ends, monkeypa
     monkeypatch.setattr(watchdog.time, "monotonic", lambda: next(clock))
     waits = iter([False] * 20 + [True])
     dog._closed.wait = lambda tick: next(waits)  # type: ignore[method-assign]
-    dog._limit, dog._what = 100.0, "Step 9"
+    dog._watched = watchdog.Watched("Step 9", 100.0)
     dog._watch()  # twenty ticks, each an hour long by the clock: at most two seconds are counted for each
     assert ends == []
 
@@ -64,3 +64,23 @@ def test_auto_is_generous_and_grows_with_the_slowest_step(tmp_path, ends):
 def test_0_watches_nothing(tmp_path, ends):
     with watching(tmp_path, ends, 0.0) as dog:
         assert dog._thread is None
+
+
+def test_what_a_pause_took_does_not_count_against_the_step_after_it(tmp_path, ends):
+    dog = watching(tmp_path, ends, 10.0)
+    with dog._watching("before", 10.0):
+        before = dog._watched
+    with dog._watching("Step 9", 10.0):
+        before.spent += 3600.0  # the watching thread was overtaken between its look and its sum
+        assert dog._watched.spent == 0.0
+        assert dog._watched is not before
+
+
+def test_one_that_may_not_write_names_no_file(tmp_path, ends, capfd):
+    done = threading.Event()
+    dog = Watchdog(0.05, None, "", lambda: None, lambda code: (ends.append(code), done.set()))
+    dog._steps = UNWATCHED
+    with dog, dog.step(9):
+        assert done.wait(60)
+    assert "every thread's stack is above" in capfd.readouterr().err
+    assert list(tmp_path.iterdir()) == []

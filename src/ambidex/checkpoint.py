@@ -14,8 +14,9 @@ import math
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from io import FileIO
 from math import prod
@@ -38,6 +39,7 @@ MODEL, OPTIMIZER, STATE, MANIFEST = (
 )
 FORMAT = 1
 _NAME = re.compile(r"step-(\d{6,12})")
+_LARGEST = sys.float_info.max
 _LARGEST_JSON = 1 << 20  # bytes; ours are under 10 kB
 
 
@@ -223,8 +225,9 @@ def keep_only(checkpoints: Path, newest: int, best: int | None, saved: int | Non
 
     What lies beyond ``saved``, the step that has just been verified, was passed over on a resume: it does not count.
     """
-    for left in checkpoints.glob(".step-*.deleted"):
-        shutil.rmtree(left, ignore_errors=True)
+    with suppress(OSError):
+        for left in checkpoints.glob(".step-*.deleted"):
+            shutil.rmtree(left, ignore_errors=True)
     counted = [step for step in steps_in(checkpoints) if saved is None or step <= saved]
     for step in counted[:-newest]:
         if step != best:
@@ -307,7 +310,8 @@ def _load_state(folder: Path, listed: tuple[int, str]) -> dict[str, Any]:
 
 
 def _number(value: object, least: float = 0.0) -> bool:
-    return type(value) in (int, float) and least <= value < math.inf  # type: ignore[operator]
+    """An int of JSON may be larger than any float."""
+    return type(value) in (int, float) and max(least, -_LARGEST) <= value <= _LARGEST  # type: ignore[operator]
 
 
 def _count(value: object) -> bool:

@@ -5,8 +5,10 @@ This room knows no format. What it raises is the system's own OSError, or ValueE
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
+from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
@@ -25,16 +27,21 @@ def sync_file(file: BinaryIO) -> None:
     file.flush()
     os.fsync(file.fileno())
     if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        with suppress(OSError):  # advice, which some file systems do not take
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename durable. Windows cannot open a folder, and keeps its own journal of names."""
+    """Make a rename durable. Windows cannot open a folder, and keeps its own journal of names; some network file
+    systems (SMB) cannot sync one, and say so with EINVAL or EBADF, which PostgreSQL passes over as well."""
     if os.name == "nt":
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EBADF):
+            raise
     finally:
         os.close(handle)
 

@@ -26,14 +26,15 @@ from ambidex.device import cpu as processor
 from ambidex.device import image
 from ambidex.device.choose import Choice, choose
 from ambidex.device.machine import Cpu
-from ambidex.engine import Device
+from ambidex.engine import PRECISIONS, Device
 from ambidex.errors import Exit, Problem, Problems
+from ambidex.escaping import one_line
 from ambidex.events import event_files
 from ambidex.guard import cpu_guard
 from ambidex.model import LanguageModel, initialise
 from ambidex.optim import Optimizer, Schedule
 from ambidex.parallel.group import Group
-from ambidex.parallel.place import Place
+from ambidex.parallel.place import Place, launched
 from ambidex.parallel.together import joined
 from ambidex.resume import (
     check_fits,
@@ -49,7 +50,7 @@ from ambidex.resume import (
 )
 from ambidex.runs import Run
 from ambidex.screen import Screen, line
-from ambidex.stops import Stops
+from ambidex.stops import ECHO, Stops
 from ambidex.summary import (
     share_per_rate,
     show_end,
@@ -78,7 +79,7 @@ class Outcome:
 def start(resolved: Resolved) -> Outcome:
     """Everything that `ambidex train` does once its settings are known."""
     place = Place.of(os.environ)
-    with Stops() as stops, ExitStack() as held:
+    with Stops(ECHO if launched(os.environ) else 0.0) as stops, ExitStack() as held:
         held.enter_context(place.one_voice())
         choice = choose_device(resolved, place)
         line("device", f"{choice.name}: {choice.reason}")
@@ -154,8 +155,8 @@ def carry_on(trainer: Trainer, run: Run, card: Mapping[str, Any], choice: Choice
         run.write_card({**card, "resumes": [*card.get("resumes", []), leg(trainer, choice)]})
     else:
         run.write_card({**new_card(trainer, choice), "origins": dict(origins)})
-        if run.writes:
-            trainer.tokens.tokenizer.save(run.path / runs.TOKENIZER)
+    # Also of a run that is continued: a kill may have come between the card and this file.
+    run.write_bytes(runs.TOKENIZER, trainer.tokens.tokenizer.to_json().encode())
     line("run", f"{run.path}" + (f", from step {trainer.step}" if trainer.step else ""))
     stops.listening = True
     trainer.group.agree_on_weights(trainer.model)
@@ -195,6 +196,11 @@ def prepare_device(
     cpu, place = processor.look(), place or Place()
     threads = settings.threads or place.share_of(processor.threads_for_training(cpu))
     asked = str(card.get("precision", settings.precision))
+    if asked not in ("auto", *PRECISIONS):
+        raise Problems(
+            Problem("The run's card names a precision that there is not.", found=one_line(asked), wanted=", ".join(PRECISIONS)),
+            Exit.DATA,
+        )  # fmt: skip
     precision, why = (
         (asked, "as asked" if not card else "as its card says") if asked != "auto" else rule(choice, cpu)
     )
@@ -309,5 +315,6 @@ def take_time(trainer: Trainer) -> None:
     trainer.schedule = schedule_of(trainer.settings)
     initialise(trainer.model, settings.seed)
     trainer.optimizer.reset()
+    trainer.scale, trainer.skipped_in_a_row = trainer.device.loss_scale(), 0
     trainer.step, trainer.seconds = 0, 0.0
     line("time", f"{plan.spell_seconds(settings.time)} is {steps} steps at {step_seconds:.3f} s each")

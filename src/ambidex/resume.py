@@ -12,6 +12,7 @@ from typing import Any
 from ambidex import checkpoint, config, plan, runs
 from ambidex.cardfile import CARD
 from ambidex.checkpoint import Checkpoint, Damaged
+from ambidex.combinations import impossible
 from ambidex.config import Resolved, Settings
 from ambidex.device.choose import Choice
 from ambidex.errors import Exit, Problem, Problems
@@ -77,7 +78,7 @@ def with_card(resolved: Resolved, card: Mapping[str, Any]) -> Resolved:
         "time",
     }
     if before.time:
-        decisive.discard("steps")  # they were made of --time
+        given.pop("steps", None)  # the run's were made of --time, whatever a file says besides
     problems = [
         Problem("The run that is to be continued has another configuration.",
                 found=f"{config.flag(name)} {value} ({resolved.origins[name]})",
@@ -96,12 +97,15 @@ def with_card(resolved: Resolved, card: Mapping[str, Any]) -> Resolved:
 
 def settings_of(card: Mapping[str, Any]) -> Settings:
     try:
-        return Settings.model_validate(card["config"])
+        settings = Settings.model_validate(card["config"])
     except ValueError as error:
         raise Problems(
             Problem("The run's card holds settings that this version does not understand.",
                     found=str(error).splitlines()[0], wanted="a card of the same version of ambidex"), Exit.DATA,
         ) from None  # fmt: skip
+    if problems := [problem for _, problem in impossible(settings)]:
+        raise Problems([replace(one, found=f"{one.found}, in {CARD}", fix="") for one in problems], Exit.DATA)
+    return settings
 
 
 def unfinished_run(resolved: Resolved, tokens: Tokens, choice: Choice) -> Run | None:
@@ -114,9 +118,9 @@ def unfinished_run(resolved: Resolved, tokens: Tokens, choice: Choice) -> Run | 
         del wanted["steps"]
 
     def matches(card: Mapping[str, Any]) -> bool:
-        before = card["config"]
+        before = settings_of(card)  # an older card lacks newer settings, which then stand as they were
         return (
-            all(before[name] == value for name, value in wanted.items())
+            all(getattr(before, name) == value for name, value in wanted.items())
             and card["data"]["hash"] == tokens.data_hash
             and str(card["device"]["name"]).split(":")[0] == choice.name.split(":")[0]
         )

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -40,6 +41,7 @@ class Run:
         self._lock = FileLock(self.path / LOCK, timeout=0.3)
         self.watcher: Callable[[Row], None] | None = None  # is told of each row
         self._unwritten: list[Row] = []  # rows that a full disk would not take
+        self._rows = threading.Lock()  # the saver's thread asks for them too
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
@@ -101,8 +103,8 @@ class Run:
 
         Rows that cannot be written now are kept and go before the next; `sync_metrics` insists on them.
         """
-        self._unwritten += rows
-        with suppress(OSError):
+        with self._rows, suppress(OSError):
+            self._unwritten += rows
             self._write_rows()
         if self.watcher is not None:
             for row in rows:
@@ -125,8 +127,10 @@ class Run:
 
     def sync_metrics(self) -> None:
         """All rows so far down to the disk: a checkpoint must not outlive the rows before it. Raises OSError."""
-        if self._unwritten:
-            raise OSError(errno.ENOSPC, f"{len(self._unwritten)} rows of {METRICS} could not be written")
+        with self._rows:
+            left = len(self._unwritten)
+        if left:
+            raise OSError(errno.ENOSPC, f"{left} rows of {METRICS} could not be written")
         with (self.path / METRICS).open("rb+") as file:
             os.fsync(file.fileno())
         sync_folder(self.path)

@@ -50,6 +50,7 @@ class Saver:
         self._under_way: Future[Failure | None] | None = None
         self._copies: dict[str, Tensor] = {}  # host memory, taken once and used for every save
         self._last: tuple[Checkpoint, int | None] | None = None
+        self._failed: Failure | None = None  # of the newest save, where it was written at once
 
     def __enter__(self) -> Saver:
         return self
@@ -74,10 +75,10 @@ class Saver:
             )  # fmt: skip
         copied = self._copy(live)
         if copied is None:
-            self._under_way = None
-            self._judge(self._write(live, best))
+            self._last, self._failed = (live, best), self._write(live, best)
+            self._judge(self._failed)
             return
-        self._last = copied, best
+        self._last, self._failed = (copied, best), None
         self._under_way = self._writer.submit(self._write, copied, best)
 
     def poll(self, waiting: bool = False) -> None:
@@ -93,12 +94,10 @@ class Saver:
             wait([self._under_way], timeout=seconds)
 
     def finish(self) -> None:
-        """Wait for the last save; where it failed, try once more. Raises Problems (exit 4)."""
-        if self._under_way is None or self._last is None:
-            return
-        failure = self._under_way.result()
-        self._under_way = None
-        if failure is not None:
+        """Wait for the last save; where it failed, try once more. Raises Problems (exit 4). No step may follow it."""
+        failure = self._under_way.result() if self._under_way is not None else self._failed
+        self._under_way = self._failed = None
+        if failure is not None and self._last is not None:
             failure = self._write(*self._last)
         if failure is not None:
             raise _failed(failure)

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType, TracebackType
@@ -22,15 +23,22 @@ _CODES = {
 }  # fmt: skip
 
 
+ECHO = 3.0  # seconds
+
+
 class Stops:
     """While it is entered, ``asked`` holds the exit code that a signal asked for, or None.
 
     Until ``listening`` is set there is no step to finish, so the first signal ends the process as well. Signals reach
     the main thread only; started from another one (a notebook's worker), training leaves the handlers as they are.
     What was ignored stays ignored: that is how `nohup` works.
+
+    Within ``echo`` seconds a second one is the first again: Slurm and systemd signal every process of a job, and a
+    launcher among these passes on to its own what it has got.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, echo: float = 0.0) -> None:
+        self._echo, self._first = echo, 0.0
         self.asked: int | None = None  # by a signal to this process
         self.agreed: int | None = None  # by one to any process of the run
         self.listening = False
@@ -61,8 +69,10 @@ class Stops:
     def _receive(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         code = _CODES[number]
         if self.asked is not None:
-            os._exit(code)
-        self.asked = code
+            if time.monotonic() - self._first >= self._echo:
+                os._exit(code)
+            return
+        self.asked, self._first = code, time.monotonic()
         if code == Exit.HUNG_UP:
             leave_terminal()
         if not self.listening:

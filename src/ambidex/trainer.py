@@ -190,9 +190,8 @@ def fit(trainer: Trainer, run: Run, stops: Stops, screen: Screen) -> None:
     saved = trainer.step
     spikes = health.Spikes.after(row.loss for row in run.metrics)
     saver = saver_of(run, settings.keep, tell=screen.tell, free_bytes=available_bytes)
-    watchdog = Watchdog(
-        settings.step_timeout, run.path / "hang.txt", run.command_to_resume(), lambda: saver.wait(60)
-    )
+    report = run.path / "hang.txt" if run.writes else None
+    watchdog = Watchdog(settings.step_timeout, report, run.command_to_resume(), lambda: saver.wait(60))
     with saver, watchdog:
         while trainer.step < settings.steps and not stops.heard(trainer.group.highest):
             trainer.observer.between(trainer)
@@ -202,8 +201,9 @@ def fit(trainer: Trainer, run: Run, stops: Stops, screen: Screen) -> None:
             except NotFinite as sick:
                 note(trainer, run, screen, "stopped", sick.step, sick.loss, sick.norm)
                 if trainer.step != saved:  # the last good weights, from which --non-finite skip can go on
-                    save(trainer, None, saver)
-                    saver.finish()
+                    with watchdog.waiting("The last save"):
+                        save(trainer, None, saver)
+                        saver.finish()
                 raise
             if rhythm.evaluates(row.step):
                 whole = row.step == settings.steps
@@ -220,15 +220,16 @@ def fit(trainer: Trainer, run: Run, stops: Stops, screen: Screen) -> None:
             if rhythm.saves(row.step):
                 with watchdog.waiting(f"The save before that of step {row.step}"):
                     saved = save(trainer, row.val_loss, saver)
-        if saved != trainer.step:
-            save(trainer, None, saver)
         with watchdog.waiting("The last save"):
+            if saved != trainer.step:
+                save(trainer, None, saver)
             saver.finish()
 
 
 def save(trainer: Trainer, val_loss: float | None, saver: Saver) -> int:
     """Have a checkpoint written; the old ones that are neither among the newest nor the best go once it is verified."""
-    if val_loss is not None and (trainer.best is None or val_loss < trainer.best[0]):
+    measured = val_loss is not None and math.isfinite(val_loss)  # NaN would stay the best for ever
+    if val_loss is not None and measured and (trainer.best is None or val_loss < trainer.best[0]):
         trainer.best = val_loss, trainer.step
     trainer.group.agree_on_weights(trainer.model)
     saver.save(trainer.snapshot(), trainer.best[1] if trainer.best else None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ambidex import launch
+from ambidex import stops as stops_module
 from ambidex.compare.fingerprint import Sketch, fingerprint
 from ambidex.device.choose import Choice
 from ambidex.device.machine import Cpu
@@ -43,6 +45,8 @@ def test_a_place_is_read_from_torchruns_variables_and_is_alone_without_them() ->
         {"WORLD_SIZE": "x"},
         {"LOCAL_RANK": "2"},
         {"MASTER_ADDR": ""},
+        {"MASTER_PORT": ""},
+        {"MASTER_PORT": "x"},
         {"RANK": "-1"},
         {"RANK": "²"},
     ],
@@ -197,3 +201,19 @@ def test_the_fingerprint_of_parts_held_by_processes_is_that_of_the_whole(size: i
     found, wanted = Sketch.of_parts(np.stack(parts)).fingerprint(), fingerprint(values)
     assert np.allclose(found.sums, wanted.sums, rtol=1e-12, atol=1e-12)
     assert np.allclose(found.statistics(), wanted.statistics(), rtol=1e-12)
+
+
+def test_a_signal_that_comes_twice_at_once_through_the_launcher_is_one(monkeypatch) -> None:
+    ended = []
+    monkeypatch.setattr("os._exit", ended.append)
+    clock = [100.0]
+    monkeypatch.setattr(stops_module.time, "monotonic", lambda: clock[0])
+    stops = Stops(echo=3.0)
+    stops.listening = True
+    stops._receive(signal.SIGTERM, None)  # Slurm or systemd signals every process of a job
+    clock[0] += 0.3
+    stops._receive(signal.SIGTERM, None)  # and torchrun passes on what it has got itself
+    assert (stops.asked, ended) == (143, [])
+    clock[0] += 3.0
+    stops._receive(signal.SIGTERM, None)
+    assert ended == [143]

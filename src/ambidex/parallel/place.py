@@ -33,8 +33,12 @@ class Place:
         place = cls(*map(int, found.values()))
         if not (place.rank < place.size and place.local_rank < place.local_size <= place.size):
             raise _odd_environment(found)
-        if place.size > 1 and not environ.get("MASTER_ADDR"):
-            raise _odd_environment(found | {"MASTER_ADDR": ""})
+        meeting = {name: environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT")}
+        port = meeting["MASTER_PORT"]
+        if place.size > 1 and not (
+            meeting["MASTER_ADDR"] and port.isascii() and port.isdigit() and len(port) < 6
+        ):
+            raise _odd_environment(found | meeting)
         return place
 
     @property
@@ -65,6 +69,11 @@ class Place:
     def share_of(self, cores: int) -> int:
         """How many of a host's cores one of its processes has: at least one."""
         return max(1, cores // self.local_size)
+
+
+def launched(environ: Mapping[str, str]) -> bool:
+    """Whether something such as torchrun, which passes signals on, started this process; it may be the only one."""
+    return "RANK" in environ and "WORLD_SIZE" in environ
 
 
 def _odd_environment(found: Mapping[str, str]) -> Problems:

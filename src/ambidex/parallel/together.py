@@ -61,15 +61,17 @@ class Together(Group):
 
     def leave(self) -> None:
         """Once all is written: what torchrun sees end first makes it stop the others."""
-        self.from_writer(lambda: self._of_all_attempts.delete_key(RUN))
+        with self._guard("parting"):
+            self.from_writer(lambda: self._of_all_attempts.delete_key(RUN))
         self._exchange(None)
         self._fast = self._patient = None  # their threads end with the last reference
         dist.destroy_process_group()
 
     def begun(self) -> str:
-        return self.from_writer(
-            lambda: self._of_all_attempts.get(RUN).decode() if self._of_all_attempts.check([RUN]) else ""
-        )
+        with self._guard("looking for a run that was begun"):
+            return self.from_writer(
+                lambda: self._of_all_attempts.get(RUN).decode() if self._of_all_attempts.check([RUN]) else ""
+            )
 
     def begin(self, run: str) -> None:
         if self.writes:
