@@ -36,7 +36,13 @@ def read_card(path: Path) -> dict[str, Any]:
         _check(card)
     except FileNotFoundError:
         raise Problems(
-            Problem("There is no run here.", found=f"{path}: no {CARD}", wanted=wanted), Exit.DATA
+            Problem(
+                "There is no run here.",
+                found=f"{path}: no {CARD}",
+                wanted=wanted,
+                fix="ambidex top lists the runs in a folder; ambidex train makes one",
+            ),
+            Exit.DATA,
         ) from None
     except (OSError, ValueError, RecursionError) as error:
         found = f"{path / CARD}: {one_line((str(error).splitlines() or ['?'])[0])}"

@@ -137,7 +137,8 @@ def _read_toml(path: Path, problems: list[Problem]) -> dict[str, Any]:
         RecursionError,
     ) as error:  # a number of 5,000 digits, or 1,000 brackets, is no TOMLDecodeError
         problems.append(Problem("The configuration file is not TOML.", found=f"{path}: {error}",
-                                wanted='lines such as: steps = 500  or  data = ["book.txt"]'))  # fmt: skip
+                                wanted='lines such as: steps = 500  or  data = ["book.txt"]',
+                                fix="" if path.suffix == ".toml" else f"ambidex train --data {path}, if it is the text to learn from"))  # fmt: skip
     return {}
 
 

@@ -92,6 +92,7 @@ def start(resolved: Resolved) -> Outcome:
         group.agree("settings", lambda: shared(resolved.settings))
         resolved = restarted(resolved, group)
         run, resolved = same_run(group, resolved, lambda: named(resolved))
+        group.everyone(partial(tracing.check_reference, resolved.settings.from_trace))
         tokens = group.everyone(lambda: prepare_text(resolved.settings))
         if run is None and resolved.settings.resume and not resolved.settings.dry_run:
             run, resolved = same_run(group, resolved, lambda: unfinished(resolved, tokens, choice))

@@ -27,7 +27,7 @@ def show(root: Path, *, once: bool, every: float) -> int:
     if not root.is_dir():
         raise Problems(
             Problem("There is no such folder.", found=str(root), wanted="a folder of runs, or one run",
-                    fix="ambidex top DIR, or set AMBIDEX_RUNS"), Exit.DATA,
+                    fix="ambidex train makes a first run; ambidex top DIR looks elsewhere"), Exit.DATA,
         )  # fmt: skip
     if once or not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
         print("\n".join(table(look(root), root, columns())))

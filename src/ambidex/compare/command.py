@@ -66,6 +66,7 @@ def run(options: argparse.Namespace, measure_again: Callable[[Path, int], None])
         from ambidex.page.markup import write
 
         write(options.html, page(verdicts))
+        print(f"written  {options.html}", file=sys.stderr)
     return report.exit_code(verdicts)
 
 

@@ -57,6 +57,8 @@ def _paragraph(verdict: Verdict, width: int) -> list[str]:
         before, after = _short(difference.reference), _short(difference.run)
         lines += _labelled("cards", f"{difference.key}: {before} -> {after} ({difference.matters})", width)
     lines += _more(len(verdict.cards) - SHOWN, "differences between the cards", width)
+    if verdict.same and verdict.worst is not None and verdict.worst.ratio == 0:
+        return lines  # equal bits need no floor
     for one in verdict.not_judged[:SHOWN]:
         words = f"{one['mode']} mode, step {one['step']}: {one['tensor']}: {one['why']}"
         lines += _labelled("not judged", words, width)

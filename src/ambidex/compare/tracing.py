@@ -182,6 +182,12 @@ def _fitting(reference: Reference, trainer: Trainer) -> Reference | None:
     return reference
 
 
+def check_reference(folder: str) -> None:
+    """Raise Problems where --from-trace names nothing to start from, before anything is made."""
+    if folder:
+        states.open_reference(Path(folder))
+
+
 def observer(trainer: Trainer, run: Run, rebuild: Callable[[str, str], Trainer]) -> Observer:
     """The observer that the settings ask for. Raises Problems where --from-trace names nothing to start from."""
     settings = trainer.settings
