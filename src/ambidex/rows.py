@@ -52,17 +52,10 @@ class Row:
 
 
 def _count(text: str) -> int:
-<<<<<<< HEAD
-    value = int(text)
-    if not 0 <= value < 1 << 62:
-        raise ValueError("no count of anything")
-    return value
-=======
     number = int(text)
     if not 0 <= number < 1 << 63:
         raise ValueError("no count of ours")
     return number
->>>>>>> review1
 
 
 def read_metrics(path: Path) -> list[Row]:
