@@ -174,7 +174,9 @@ def test_any_card_and_any_sample_gives_a_page_that_is_only_text(
     (run / "samples.md").write_text(
         SAMPLES + f"\n## Step 9 of 9: x\n\n```text\n{text}\n```\n", "utf-8", errors="replace"
     )
-    if glance.glance(run).broken:  # a card whose parts are of another kind than ours is refused by every command
+    if glance.glance(
+        run
+    ).broken:  # a card whose parts are of another kind than ours is refused by every command
         assert cli.main(["report", str(run)]) == Exit.DATA
     else:
         report(run)
