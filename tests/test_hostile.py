@@ -144,7 +144,9 @@ def test_a_name_full_of_control_characters_reaches_no_terminal(tmp_path, story, 
     assert "\x1b" not in (out / "summary.md").read_text()
 
 
-@pytest.mark.parametrize("changes", [{"seconds": 10**400}, {"best": [-(10**400), 3]}, {"scale": [10**400, 1]}])
+@pytest.mark.parametrize(
+    "changes", [{"seconds": 10**400}, {"best": [-(10**400), 3]}, {"scale": [10**400, 1]}]
+)
 def test_a_number_in_a_state_beyond_any_float_is_refused(tmp_path, changes):
     folder = saved(tmp_path)
     state = json.loads((folder / checkpoint.STATE).read_bytes())

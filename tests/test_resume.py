@@ -300,7 +300,9 @@ def test_a_kill_between_the_card_and_the_tokenizer_leaves_a_run_that_can_be_samp
 @pytest.mark.parametrize("changes", [
     {"heads": 5}, {"kv_heads": 3, "heads": 4}, {"micro_batch_size": 3}, {"width": 33, "heads": 11},
 ])  # fmt: skip
-def test_a_card_whose_settings_cannot_go_together_is_a_sentence(tmp_path, story, monkeypatch, capsys, changes):
+def test_a_card_whose_settings_cannot_go_together_is_a_sentence(
+    tmp_path, story, monkeypatch, capsys, changes
+):
     out = tmp_path / "run"
     stopped_early(monkeypatch, 2, *train_words(story, out))
     card = json.loads((out / "card.json").read_text())

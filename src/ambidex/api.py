@@ -82,6 +82,10 @@ class Run:
         """The last validation loss, in nats per token; None where there is none yet."""
         return next((row.val_loss for row in reversed(self.rows) if row.val_loss is not None), None)
 
+    def finished(self) -> bool:
+        """Whether all of its steps are done and saved. Raises `Problems` (exit 3) where there is no run."""
+        return self._folder.finished()
+
     def plot(self) -> Picture:
         """The losses by step, as a picture that a notebook shows. Raises `Problems` (exit 3) before the first step."""
         picture = self._folder.picture()
