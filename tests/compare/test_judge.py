@@ -162,6 +162,20 @@ def test_a_pair_is_blamed_on_what_changed_and_on_neither_where_both_did(card: di
     assert judge(folder("a"), folder("b", card=card)).kind == kind
 
 
+@pytest.mark.parametrize(("update", "stage"), [(0.5, "stale"), (4.0, "update")])
+def test_a_second_forward_that_updates_close_to_their_limit_explain_is_no_stale_value(
+    update: float, stage: str
+) -> None:
+    off = {
+        Key(0, "update", MATRICES[0]): update,
+        **{key: 20.0 for key in keys_of(1) if key.kind == "output"},
+    }
+    first = judge(folder("a"), folder("b", legs={FREE: table(off)})).first
+    assert first is not None
+    assert first.stage == stage
+    assert first.step == (1 if stage == "stale" else 0)
+
+
 def test_states_of_another_run_are_not_taken_for_the_references() -> None:
     leg = Leg("state", 8, "fp32")
     steps = (8, 9)

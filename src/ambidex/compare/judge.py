@@ -30,6 +30,7 @@ UPDATES = ("steady_update", "update", "unseen_update")
 NO_MOMENTS = {"tokens", "targets", "weight", "input", "output", "loss", "input_gradient", "output_gradient", "gradient",
               "norm", "clipped", *UPDATES}  # fmt: skip
 MOST = 0.9  # of the tensors of a kind: then it is no tensor's fault but the loop's
+CARRIED = 10.0  # times an update's ratio: a forward's floor is that much finer than an update's, but not a hundred times
 SAME_RATE = 1e-9  # relative: rates are computed in fp64 on the host by the same formula
 
 
@@ -205,9 +206,21 @@ def _forward(view: View, step: int, *, second: bool) -> Finding | None:
         return None
     module, number = guilty
     if second:
+        if carried := _carried_over(view, step, number):
+            return carried
         words = "Its first step was clean, updates included; in the second its forward is not: it computes with a value of before."
         return _finding(view, number, "stale", module, words)
     return _finding(view, number, "forward", module, "What goes into it is the same, what comes out is not.")
+
+
+def _carried_over(view: View, step: int, number: int) -> Finding | None:
+    """A forward that is off by no more than what updates just within their limit can have done to the weights."""
+    updates = [n for n in view.at(step - 1) if view.keys[n].kind in UPDATES]
+    most = max(updates, key=lambda n: float(view.ratio[n]), default=None)
+    if most is None or view.ratio[number] > CARRIED * view.ratio[most]:
+        return None
+    words = "Each update of the step before was within its limit, but what they add up to shows in this step's forward."
+    return _finding(view, most, "update", view.keys[most].name.rpartition(".")[0], words)
 
 
 def _loss(view: View, step: int) -> Finding | None:
