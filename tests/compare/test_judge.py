@@ -10,7 +10,8 @@ from made import FREE, MATRICES, NORMS, folder, keys_of, table
 
 from ambidex.compare import cards
 from ambidex.compare.folder import Row
-from ambidex.compare.judge import STAGES, judge
+from ambidex.compare.judge import judge
+from ambidex.compare.stages import STAGES
 from ambidex.compare.tracefile import Key, Leg
 
 STAGE_OF = {"tokens": "data", "output": "forward", "loss": "loss", "output_gradient": "backward", "gradient": "backward",
