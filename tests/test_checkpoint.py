@@ -1,6 +1,8 @@
+import errno
 import json
 import os
 import shutil
+import stat
 from pathlib import Path
 
 import pytest
@@ -178,3 +180,25 @@ def test_a_pickle_under_our_name_is_refused_unread(tmp_path):
     with pytest.raises(Damaged, match="cannot be understood"):
         checkpoint.load(folder)
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("refusal", "saved"), [(errno.EINVAL, True), (errno.EBADF, True), (errno.EIO, False)]
+)
+@pytest.mark.skipif(os.name == "nt", reason="Windows syncs no folders")
+def test_a_file_system_that_cannot_sync_folders_holds_checkpoints_and_a_failing_disk_does_not(
+    tmp_path, monkeypatch, refusal, saved
+):
+    sync = os.fsync
+
+    def refused(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(refusal, os.strerror(refusal))
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", refused)
+    if saved:
+        assert checkpoint.load(checkpoint.save(tmp_path, some(1))).step == 1
+    else:
+        with pytest.raises(Problems):
+            checkpoint.save(tmp_path, some(1))

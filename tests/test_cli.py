@@ -1,5 +1,7 @@
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -54,3 +56,25 @@ def test_python_dash_m_is_the_same_command():
         [sys.executable, "-m", "ambidex", "--version"], capture_output=True, text=True, check=True
     )
     assert found.stdout.startswith("ambidex ")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+@pytest.mark.parametrize("buffered", ["", "1"])
+def test_an_output_that_cannot_be_written_is_a_sentence_and_exit_4(buffered):
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([sys.executable, "-m", "ambidex", "presets"], stdout=full, stderr=subprocess.PIPE, text=True,
+                              check=False, env={**os.environ, "PYTHONUNBUFFERED": buffered})  # fmt: skip
+    assert done.returncode == 4
+    assert done.stderr.startswith("error: The output cannot be written.")
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+
+
+@pytest.mark.parametrize("buffered", ["", "1"])
+def test_a_reader_that_has_enough_is_no_error(buffered):
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-m", "ambidex", "presets"], stdout=writer, stderr=subprocess.PIPE, text=True,
+                          check=False, env={**os.environ, "PYTHONUNBUFFERED": buffered})  # fmt: skip
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")

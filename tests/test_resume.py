@@ -98,7 +98,9 @@ def rows_in(run: Path) -> int:
         return 0
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (getattr(signal, "SIGHUP", 0), 129)]
+)
 @pytest.mark.skipif(os.name == "nt", reason="Windows has other signals")
 def test_a_signal_finishes_the_step_saves_and_exits_with_its_code(tmp_path, story, number, code):
     out = tmp_path / "run"
@@ -240,3 +242,80 @@ def test_a_run_folder_in_use_by_another_is_passed_over_by_resume_without_out(tmp
         run.unlock()
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "runs" / "nano-002").is_dir()
+
+
+def stopped_early(monkeypatch, at: int, *words: str) -> None:
+    update = Trainer.update
+
+    def killed(self):
+        if self.step + 1 == at:
+            raise KillError
+        return update(self)
+
+    with monkeypatch.context() as patch, pytest.raises(KillError):
+        patch.setattr(Trainer, "update", killed)
+        train(*words)
+
+
+def test_resume_without_out_finds_a_run_whose_card_is_older_than_a_setting(tmp_path, story, monkeypatch):
+    monkeypatch.setenv("AMBIDEX_RUNS", str(tmp_path / "runs"))
+    words = ["train", *flags(**{**TINY, "data": [str(story)], "resume": True, "residual_init": 1.0})]
+    stopped_early(monkeypatch, 8, *words)
+    path = tmp_path / "runs" / "nano-001" / "card.json"
+    card = json.loads(path.read_text())
+    for newer in ("residual_init", "trace_band", "step_timeout", "collective_timeout", "non_finite"):
+        del card["config"][newer]
+    path.write_text(json.dumps(card))
+    assert train(*words) == 0
+    assert [one.name for one in (tmp_path / "runs").iterdir()] == ["nano-001"]
+
+
+def test_steps_made_of_time_are_the_cards_whatever_a_file_says(tmp_path, story, monkeypatch):
+    file, out = tmp_path / "mine.toml", tmp_path / "run"
+    file.write_text("steps = 500\n")
+    given = {name: value for name, value in TINY.items() if name != "steps"}
+    words = ["train", str(file), *flags(**given, data=[str(story)], out=str(out), time="2s")]
+    stopped_early(monkeypatch, 5, *words)  # after the four trial steps
+    path = out / "card.json"
+    card = json.loads(path.read_text())
+    card["config"]["steps"] = 6  # so that it is soon done
+    path.write_text(json.dumps(card))
+    assert train(*words, "--resume") == 0
+    assert rows_in(out) == 1 + 6
+
+
+@pytest.mark.parametrize("left", [b"", b'{"kind"', None], ids=["empty", "half", "missing"])
+def test_a_kill_between_the_card_and_the_tokenizer_leaves_a_run_that_can_be_sampled(
+    tmp_path, story, monkeypatch, left, capsys
+):
+    out = tmp_path / "run"
+    stopped_early(monkeypatch, 1, *train_words(story, out))
+    (out / "tokenizer.json").unlink()
+    if left is not None:
+        (out / "tokenizer.json").write_bytes(left)
+    assert train("train", "--resume", "--out", str(out)) == 0
+    assert train("sample", str(out), "--tokens", "3") == 0
+
+
+@pytest.mark.parametrize("changes", [
+    {"heads": 5}, {"kv_heads": 3, "heads": 4}, {"micro_batch_size": 3}, {"width": 33, "heads": 11},
+])  # fmt: skip
+def test_a_card_whose_settings_cannot_go_together_is_a_sentence(
+    tmp_path, story, monkeypatch, capsys, changes
+):
+    out = tmp_path / "run"
+    stopped_early(monkeypatch, 2, *train_words(story, out))
+    card = json.loads((out / "card.json").read_text())
+    card["config"].update(changes)
+    (out / "card.json").write_text(json.dumps(card))
+    assert train("train", "--resume", "--out", str(out)) == 3
+    assert "in card.json" in capsys.readouterr().err
+
+
+def test_a_precision_on_the_card_that_there_is_not_is_a_sentence(tmp_path, story, monkeypatch, capsys):
+    out = tmp_path / "run"
+    stopped_early(monkeypatch, 2, *train_words(story, out))
+    card = json.loads((out / "card.json").read_text())
+    (out / "card.json").write_text(json.dumps({**card, "precision": "fp12"}))
+    assert train("train", "--resume", "--out", str(out)) == 3
+    assert "fp12" in capsys.readouterr().err

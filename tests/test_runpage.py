@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -14,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from reading import elements, is_harmless, name, words
 
-from ambidex import cli, glance, repeat
-from ambidex.errors import Exit
+from ambidex import cardfile, cli, glance, repeat
+from ambidex.errors import Exit, Problems
 from ambidex.rows import Row, render_rows
 from tiny import TINY
 
@@ -137,6 +138,25 @@ def test_a_page_that_cannot_be_written_ends_in_words(tmp_path: Path, capsys: Any
     assert "The page cannot be written" in capsys.readouterr().err
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="makes a link and a pipe")
+def test_a_page_is_written_through_a_link_and_into_a_pipe_and_takes_neither_away(tmp_path: Path) -> None:
+    run, link, elsewhere, pipe = (
+        run_at(tmp_path / "run"),
+        tmp_path / "link",
+        tmp_path / "elsewhere",
+        tmp_path / "pipe",
+    )
+    link.symlink_to(elsewhere)
+    assert cli.main(["report", str(run), "--html", str(link)]) == Exit.DONE
+    assert link.is_symlink()
+    assert "</html>" in elsewhere.read_text("utf-8")
+    os.mkfifo(pipe)
+    with subprocess.Popen(["cat", pipe], stdout=subprocess.PIPE) as reader:
+        assert cli.main(["report", str(run), "--html", str(pipe)]) == Exit.DONE
+        assert b"</html>" in reader.communicate(timeout=60)[0]
+    assert pipe.is_fifo()
+
+
 JSON = st.recursive(st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.just("</style><script>alert(1)</script>")),
                     lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(), x, max_size=3), max_leaves=6)  # fmt: skip
 
@@ -154,7 +174,12 @@ def test_any_card_and_any_sample_gives_a_page_that_is_only_text(
     (run / "samples.md").write_text(
         SAMPLES + f"\n## Step 9 of 9: x\n\n```text\n{text}\n```\n", "utf-8", errors="replace"
     )
-    report(run)
+    try:
+        cardfile.read_card(run)
+    except Problems:  # no card of ours, and said so
+        assert cli.main(["report", str(run)]) == Exit.DATA
+    else:
+        report(run)
 
 
 def test_the_command_repeats_what_was_asked_and_what_was_decided() -> None:
@@ -192,5 +217,5 @@ def test_a_run_of_this_program_is_repeated_by_the_command_on_its_page(tmp_path: 
     is_harmless((report(run.path), (run.path / "report.html").read_text("utf-8"))[1])
     again = shlex.split(repeat.command(run.card))[1:]
     assert cli.main([*again, "--out", str(tmp_path / "second")]) == 0
-    first, second = run.metrics, glance.read_tail(tmp_path / "second" / "metrics.csv")
+    first, second = run.rows, glance.read_tail(tmp_path / "second" / "metrics.csv")
     assert [r.loss for r in first] == [r.loss for r in second]

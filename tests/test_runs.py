@@ -1,4 +1,6 @@
 import json
+import threading
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -120,3 +122,52 @@ def test_the_plot_is_a_picture_of_the_metrics(tmp_path):
     picture = run.plot()
     assert picture is not None
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_rows_that_the_disk_refuses_are_kept_and_go_before_the_next(tmp_path):
+    run = Run(tmp_path)
+    rows = [Row(n, n * 4, 1.0, None, 0.1, 1.0, 1.0, 4.0) for n in (1, 2, 3)]
+    run.append(rows[:1])
+    (tmp_path / runs.METRICS).rename(tmp_path / "aside")
+    (tmp_path / runs.METRICS).mkdir()  # stands for a disk that takes nothing
+    run.append(rows[1:2])
+    with pytest.raises(OSError, match="1 rows"):
+        run.sync_metrics()  # so no checkpoint appears without the rows before it
+    (tmp_path / runs.METRICS).rmdir()
+    (tmp_path / "aside").rename(tmp_path / runs.METRICS)
+    run.append(rows[2:])
+    run.sync_metrics()
+    assert run.metrics == rows
+
+
+def test_rows_on_their_way_to_the_file_are_not_called_lost_by_the_thread_that_saves(tmp_path, monkeypatch):
+    run = Run(tmp_path)
+    run.append([a_row(1)])
+    render, said = runs.render_rows, []
+
+    def sync():
+        try:
+            run.sync_metrics()
+        except OSError as error:
+            said.append(error)
+
+    saving = threading.Thread(target=sync)
+
+    def slow(*arguments, **options):
+        saving.start()  # asks just while a row is on its way
+        saving.join(0.2)
+        return render(*arguments, **options)
+
+    monkeypatch.setattr(runs, "render_rows", slow)
+    run.append([a_row(2)])
+    saving.join(30)
+    assert said == []
+    assert [row.step for row in run.metrics] == [1, 2]
+
+
+@pytest.mark.parametrize("loss", ["inf", "nan", "1e308", "-1e308"])
+def test_the_plot_stands_whatever_numbers_are_in_the_metrics(tmp_path, loss):
+    run = Run(tmp_path)
+    run.append([a_row(step, float(loss) if step == 3 else 2.0) for step in range(1, 9)])
+    run.append([replace(a_row(9), step=-(10**400), tokens=10**400)])
+    assert run.picture()

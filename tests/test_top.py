@@ -123,3 +123,29 @@ def test_a_run_itself_may_be_named(tmp_path: Path, capsys: Any) -> None:
 )
 def test_time_left_is_spelled(seconds: float, words: str) -> None:
     assert top.spelled(seconds) == words
+
+
+def test_a_run_that_is_the_folder_where_one_stands_has_its_name(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(run_at(tmp_path / "here"))
+    assert lines(Path(), capsys)[1].startswith("here ")
+
+
+@pytest.mark.parametrize("cell", ["9" * 400, "-1", "1e400", "nan"])
+@pytest.mark.parametrize("column", range(8))
+def test_figures_that_cannot_be_stop_neither_the_table_nor_the_page(
+    tmp_path: Path, capsys: Any, cell: str, column: int
+) -> None:
+    run = run_at(tmp_path / "runs" / "odd", steps=4)
+    cells = row(5).cells()
+    cells[column] = cell
+    with (run / "metrics.csv").open("a") as file:
+        file.write(",".join(cells) + "\n")
+    held = Run(run)
+    held.lock()  # time left is worked out for a run that is trained
+    try:
+        assert lines(tmp_path / "runs", capsys)[1].startswith("odd ")
+    finally:
+        held.unlock()
+    assert cli.main(["report", str(run)]) == Exit.DONE

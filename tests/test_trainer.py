@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import ambidex
-from ambidex import cli, config, launch
+from ambidex import checkpoint, cli, config, launch
 from ambidex.device.choose import Choice
-from ambidex.engine import Device
+from ambidex.engine import Device, LossScale
 from ambidex.errors import Problems
 from ambidex.text.tokens import prepare
 from ambidex.trainer import Rhythm, Trainer
@@ -78,9 +78,9 @@ def test_each_step_trains_on_its_own_batch_at_its_own_rate_and_says_so(trainer, 
     batch, step = trainer.batches.batch, trainer.optimizer.step
     monkeypatch.setattr(trainer.batches, "batch", lambda number: asked.append(number) or batch(number))
     monkeypatch.setattr(trainer.optimizer, "step", lambda rate: used.append(rate) or step(rate))
-    rows = [trainer.update() for _ in range(5)]
-    assert asked == [0, 1, 2, 3, 4]
-    assert used == [row.lr for row in rows] == [trainer.schedule.at(number) for number in range(5)]
+    rows = [trainer.update() for _ in range(9)]
+    assert asked == list(range(9))
+    assert used == [row.lr for row in rows] == [trainer.schedule.at(number) for number in range(9)]
     assert len(set(used)) > 3
 
 
@@ -191,7 +191,7 @@ def test_train_from_python_is_the_command(tmp_path, story):
         (p / "checkpoints/step-000012/model.safetensors").read_bytes() for p in (run.path, tmp_path / "typed")
     )
     assert a == b
-    assert run.metrics[-1].step == 12
+    assert run.rows[-1].step == 12
 
 
 def test_a_wrong_keyword_raises_problems_with_a_near_one():
@@ -229,3 +229,30 @@ def test_fp16s_scale_shrinks_at_an_overflow_and_the_step_is_skipped(trainer):
     trainer.optimizer.clip_gradients = clip
     trainer.update()
     assert not torch.equal(before["model.norm.weight"], trainer.model.model.norm.weight)
+
+
+@pytest.mark.parametrize("first", [float("nan"), float("inf")])
+def test_a_validation_loss_that_is_no_number_is_not_the_best_and_costs_no_checkpoint(
+    tmp_path, story, monkeypatch, first
+):
+    evaluate = Trainer.evaluate
+
+    def overflowing(self, limit_tokens=0):
+        loss = evaluate(self, limit_tokens)
+        return first if self.step == 4 else loss
+
+    monkeypatch.setattr(Trainer, "evaluate", overflowing)
+    assert cli.main(train_words(story, tmp_path / "run", save_every=4)) == 0
+    assert cli.main(["checkpoints", str(tmp_path / "run"), "--json"]) == 0
+    for step in (4, 8, 12):
+        checkpoint.load(tmp_path / "run" / "checkpoints" / f"step-{step:06d}")
+
+
+def test_the_trial_steps_of_time_leave_no_trace_in_the_loss_scale(trainer):
+    trainer.scale = LossScale(4.0, moves=True, steps_since_change=0)
+    trainer.device.loss_scale = lambda: LossScale(4.0, moves=True)
+    trainer.settings = trainer.settings.model_copy(update={"time": 5.0})
+    trainer.skipped_in_a_row = 2
+    launch.take_time(trainer)
+    assert trainer.scale == LossScale(4.0, moves=True)
+    assert trainer.skipped_in_a_row == 0

@@ -32,7 +32,8 @@ EXIT_CODES = """## Exit codes
 | 5 | loss or gradient not finite |
 | 6 | out of memory |
 | 7 | the run is in use by another process |
-| 130, 143 | stopped by Ctrl-C or SIGTERM, after a checkpoint |
+| 8 | a step hung (`--step-timeout`), or under torchrun another process of the run is lost, silent or has other weights; the last checkpoint remains |
+| 129, 130, 143 | stopped by a terminal that hung up, Ctrl-C (on Windows Ctrl-Break too) or SIGTERM, after a checkpoint |
 
 `ambidex doctor` has codes of its own (`docs/doctor.md`); `train --device cuda` that cannot have its GPU ends in the
 doctor's. Two places are set by variables alone: `AMBIDEX_RUNS`, where runs without `--out` go (`runs`), and

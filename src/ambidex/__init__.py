@@ -5,17 +5,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # for type checkers; at run time `__getattr__` fetches each when it is first used
+    from ambidex.api import Run, train
+    from ambidex.compare.bring import trace
+    from ambidex.device.doctor import doctor, gpu_usable
+    from ambidex.errors import Problems
 
 __version__ = "0.1.0"
 
 _WHERE = {
-    "train": "ambidex.launch",
+    "train": "ambidex.api",
+    "Run": "ambidex.api",
+    "Problems": "ambidex.errors",
     "doctor": "ambidex.device.doctor",
     "gpu_usable": "ambidex.device.doctor",
     "trace": "ambidex.compare.bring",
 }
-__all__ = ["__version__", "doctor", "gpu_usable", "trace", "train"]
+__all__ = ["Problems", "Run", "__version__", "doctor", "gpu_usable", "trace", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -13,8 +13,9 @@ import torch
 import ambidex
 from ambidex.device import cpu as processor
 from ambidex.device.choose import Choice
-from ambidex.engine import numerics
+from ambidex.engine import Device, numerics
 from ambidex.model import LanguageModel
+from ambidex.text.tokens import Tokens
 from ambidex.trainer import Trainer
 
 
@@ -53,6 +54,7 @@ def leg(trainer: Trainer, choice: Choice) -> dict[str, Any]:
             "decided_by": choice.decided_by,
         },
         "threads": trainer.device.threads,
+        "processes": trainer.group.size,
         "build": {
             "torch": torch.__version__,
             "cuda": torch.version.cuda,
@@ -60,6 +62,17 @@ def leg(trainer: Trainer, choice: Choice) -> dict[str, Any]:
         },
         "system": f"{platform.system()} {platform.machine()}",
         "from_step": trainer.step,
+    }
+
+
+def what_decides_numbers(tokens: Tokens, device: Device) -> dict[str, Any]:
+    """What has to be alike in all processes, since each steps its own copy of the weights."""
+    return {
+        "data hash": tokens.data_hash,
+        "precision": device.precision,
+        "device": device.kind,
+        "torch": torch.__version__,
+        **numerics(),
     }
 
 

@@ -7,28 +7,52 @@ from pathlib import Path
 from typing import Any
 
 from ambidex.errors import Exit, Problem, Problems
+from ambidex.escaping import one_line
+from ambidex.files import read_small
 
 CARD = "card.json"
 LARGEST = 1 << 22  # bytes; ours are under 10 kB
+_KINDS: dict[str, type] = {
+    "config": dict,
+    "data": dict,
+    "device": dict,
+    "build": dict,
+    "resumes": list,
+    "precision": str,
+}
+_INSIDE: tuple[tuple[str, str, type], ...] = (
+    ("data", "hash", str),
+    ("device", "name", str),
+    ("data", "vocabulary_size", int),
+)
+PRECISIONS = ("fp32", "bf16", "fp16")
 
 
 def read_card(path: Path) -> dict[str, Any]:
     """The card of the run in folder ``path``. Raises Problems (exit 3) where there is none that can be read."""
     wanted = "a folder that ambidex train or ambidex.trace wrote"
     try:
-        text = (path / CARD).read_bytes()
-        if len(text) > LARGEST:
-            raise ValueError(f"larger than {LARGEST >> 20} MB")
-        card = json.loads(text)
-        if not isinstance(card, dict) or not isinstance(card.get("config"), dict):
-            raise ValueError("no card of a run")
+        card = json.loads(read_small(path / CARD, LARGEST))
+        _check(card)
     except FileNotFoundError:
         raise Problems(
             Problem("There is no run here.", found=f"{path}: no {CARD}", wanted=wanted), Exit.DATA
         ) from None
     except (OSError, ValueError, RecursionError) as error:
-        found = f"{path / CARD}: {str(error).splitlines()[0]}"
+        found = f"{path / CARD}: {one_line((str(error).splitlines() or ['?'])[0])}"
         raise Problems(
             Problem("The run's card cannot be read.", found=found, wanted=wanted), Exit.DATA
         ) from None
-    return card
+    return card  # type: ignore[no-any-return]
+
+
+def _check(card: Any) -> None:
+    """Raise ValueError where what is there is not of the kind that it must be. What is not there is not missed here."""
+    if not isinstance(card, dict) or not isinstance(card.get("config"), dict):
+        raise ValueError("no card of a run")
+    for name, kind in _KINDS.items():
+        if not isinstance(card.get(name, kind()), kind):
+            raise ValueError(f"{name} is no {kind.__name__}")
+    for outer, name, kind in _INSIDE:
+        if not isinstance(card.get(outer, {}).get(name, kind()), kind):
+            raise ValueError(f"{outer}.{name} is no {kind.__name__}")

@@ -2,27 +2,34 @@
 
 A checkpoint is a folder ``step-000500`` with the weights, the optimizer's moments, a JSON file with the rest, and a
 manifest with the size and sha256 of each. It is written under a name that begins with a dot, every file is synced,
-the manifest comes last, then one rename makes it appear, and the parent folder is synced. No pickle anywhere.
+the manifest comes last, all of it is read back, then one rename makes it appear, and the parent folder is synced. No pickle anywhere.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from io import FileIO
+from math import prod
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
-from safetensors import SafetensorError
 from torch import Tensor
 
+from ambidex import tensorfile
 from ambidex.errors import Exit, Problem, Problems
-from ambidex.files import sync_folder, write_synced
+from ambidex.escaping import one_line
+from ambidex.files import open_plain, read_small, sync_file, sync_folder, write_synced
+from ambidex.tensorfile import Shapes
 
 MODEL, OPTIMIZER, STATE, MANIFEST = (
     "model.safetensors",
@@ -32,6 +39,7 @@ MODEL, OPTIMIZER, STATE, MANIFEST = (
 )
 FORMAT = 1
 _NAME = re.compile(r"step-(\d{6,12})")
+_LARGEST = sys.float_info.max
 _LARGEST_JSON = 1 << 20  # bytes; ours are under 10 kB
 
 
@@ -43,6 +51,14 @@ class Checkpoint:
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     state: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The shapes of the tensors that a checkpoint must hold, by name; the moments' from the first update on."""
+
+    model: Shapes
+    optimizer: Shapes
 
 
 @dataclass(frozen=True)
@@ -64,82 +80,156 @@ def folder_name(step: int) -> str:
 
 def steps_in(checkpoints: Path) -> list[int]:
     """The steps of the finished folders, oldest first. Looks at names only."""
-    if not checkpoints.is_dir():
+    try:
+        found = [_NAME.fullmatch(path.name) for path in checkpoints.iterdir() if path.is_dir()]
+    except OSError:
         return []
-    found = (_NAME.fullmatch(path.name) for path in checkpoints.iterdir() if path.is_dir())
     return sorted(int(match[1]) for match in found if match)
 
 
-def save(checkpoints: Path, checkpoint: Checkpoint) -> Path:
-    """Write a checkpoint and return its folder. Raises Problems (exit 4) where it cannot be written."""
+def save(
+    checkpoints: Path, checkpoint: Checkpoint, before_it_appears: Callable[[], None] = lambda: None
+) -> Path:
+    """Write a checkpoint, read it back, let it appear, and return its folder.
+
+    ``before_it_appears`` is called once all is written, for whatever must be on disk before. Raises Problems (exit 4)
+    where it cannot be written or does not read back as it was meant: then whatever was there is there still.
+    """
     target = checkpoints / folder_name(checkpoint.step)
     unfinished = checkpoints / f".{target.name}.{os.getpid()}"
-    contents = {
-        MODEL: safetensors.torch.save(_contiguous(checkpoint.model)),
-        OPTIMIZER: safetensors.torch.save(_contiguous(checkpoint.optimizer)),
-        STATE: _json({**checkpoint.state, "format": FORMAT, "step": checkpoint.step}),
-    }
     try:
         checkpoints.mkdir(parents=True, exist_ok=True)
-        _check_space(checkpoints, sum(map(len, contents.values())))
+        _check_space(checkpoints, size_of(checkpoint))
         if unfinished.exists():
             shutil.rmtree(unfinished)
         unfinished.mkdir()
-        for name, content in contents.items():
-            write_synced(unfinished / name, content)
-        write_synced(unfinished / MANIFEST, _manifest(contents))
-        sync_folder(unfinished)
-        if target.exists():  # a damaged one of the same step, passed over on resume
-            replaced = checkpoints / f".{target.name}.replaced.{os.getpid()}"
-            target.rename(replaced)
-            unfinished.rename(target)
-            shutil.rmtree(replaced, ignore_errors=True)
-        else:
-            unfinished.rename(target)
-        sync_folder(checkpoints)
+        _write(unfinished, checkpoint)
+        _read_back(unfinished)
+        before_it_appears()
+        _appear(unfinished, target)
     except OSError as error:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise _cannot_write(error, checkpoints) from None
     return target
 
 
-def newest_good(checkpoints: Path) -> Found:
-    """The newest checkpoint whose every byte is as written; what is passed over is named."""
+def size_of(checkpoint: Checkpoint) -> int:
+    """Bytes on disk, to within the few of state and manifest."""
+    tensors = (_contiguous(checkpoint.model), _contiguous(checkpoint.optimizer))
+    return sum(map(tensorfile.size_of, tensors)) + (1 << 14)
+
+
+def _write(folder: Path, checkpoint: Checkpoint) -> None:
+    """All four files, each down to the disk, the manifest last."""
+    files: dict[str, tuple[int, str]] = {}
+    for name, tensors in ((MODEL, checkpoint.model), (OPTIMIZER, checkpoint.optimizer)):
+        with (folder / name).open("wb") as file:
+            files[name] = tensorfile.write(file, _contiguous(tensors))
+            sync_file(file)
+    state = _json({**checkpoint.state, "format": FORMAT, "step": checkpoint.step})
+    write_synced(folder / STATE, state)
+    files[STATE] = len(state), hashlib.sha256(state).hexdigest()
+    write_synced(folder / MANIFEST, _render_manifest(files))
+    sync_folder(folder)
+
+
+def _read_back(folder: Path) -> None:
+    """What the disk gives back must hash to what was meant: the hashes were made of memory, not of files."""
+    try:
+        verify(folder)
+    except Damaged as damage:
+        raise OSError(errno.EIO, f"what was written does not read back: {damage}") from None
+
+
+def _appear(unfinished: Path, target: Path) -> None:
+    """One rename. A damaged one of the same step, passed over on resume, makes room, and comes back if that fails."""
+    replaced = None
+    if target.exists():
+        replaced = target.with_name(f".{target.name}.replaced.{os.getpid()}")
+        target.rename(replaced)
+    try:
+        unfinished.rename(target)
+    except OSError:
+        if replaced is not None:
+            replaced.rename(target)
+        raise
+    sync_folder(target.parent)
+    if replaced is not None:
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def newest_good(checkpoints: Path, wanted: Wanted | None = None) -> Found:
+    """The newest checkpoint whose every byte is as written, and which is ``wanted``; what is passed over is named."""
     skipped: list[str] = []
     for step in reversed(steps_in(checkpoints)):
         folder = checkpoints / folder_name(step)
         try:
-            return Found(load(folder), folder, tuple(skipped))
+            return Found(load(folder, wanted), folder, tuple(skipped))
         except Damaged as damage:
-            skipped.append(f"skipped {folder.name}: {damage}")
+            skipped.append(one_line(f"skipped {folder.name}: {damage}", 300))
     return Found(None, None, tuple(skipped))
 
 
-def load(folder: Path) -> Checkpoint:
-    """Read and verify one checkpoint. Raises Damaged."""
-    contents = dict(_verified(folder))
-    try:
-        model = safetensors.torch.load(contents[MODEL])
-        optimizer = safetensors.torch.load(contents[OPTIMIZER])
-        state = json.loads(contents[STATE])
-    except (SafetensorError, ValueError, RecursionError) as error:
-        raise Damaged(f"cannot be understood: {error}") from None
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise Damaged(f"{STATE}: format {FORMAT} is wanted")
-    if folder_name(int(state.get("step", -1))) != folder.name:
-        raise Damaged(f"{STATE}: is of step {state.get('step')}")
-    return Checkpoint(int(state["step"]), model, optimizer, state)
+def load(folder: Path, wanted: Wanted | None = None) -> Checkpoint:
+    """Read and verify one checkpoint. Raises Damaged, before memory is taken where it is not of the ``wanted`` shapes."""
+    files = _read_manifest(folder)
+    state = _load_state(folder, files[STATE])
+    begun = bool(state.get("optimizer_steps", 1))
+    model = _load_tensors(folder, MODEL, files[MODEL], wanted.model if wanted else None)
+    moments = _load_tensors(
+        folder, OPTIMIZER, files[OPTIMIZER], (wanted.optimizer if begun else {}) if wanted else None
+    )
+    for name, tensor in model.items():
+        if not all_finite(tensor):
+            raise Damaged(f"{MODEL}: {name} holds numbers that are not finite")
+    for name, tensor in moments.items():
+        if (
+            tensor.is_floating_point()
+            and tensor.numel()
+            and bool(tensor.sum().isnan())
+            and bool(tensor.isnan().any())
+        ):
+            raise Damaged(f"{OPTIMIZER}: {name} holds what is no number")
+    return Checkpoint(int(state["step"]), model, moments, state)
 
 
-def verify(folder: Path) -> None:
-    """Check every byte without loading. Raises Damaged."""
-    for _ in _verified(folder):
-        pass
+def check_headers(folder: Path, wanted: Wanted) -> None:
+    """Judge the two tensor files by their headers alone. Raises Damaged; says nothing about the numbers."""
+    files = _read_manifest(folder)
+    begun = bool(_load_state(folder, files[STATE]).get("optimizer_steps", 1))
+    for name, shapes in ((MODEL, wanted.model), (OPTIMIZER, wanted.optimizer if begun else {})):
+        with _opened(folder, name, files[name][0]) as file:
+            tensorfile.check(tensorfile.read_header(file, hashlib.sha256()), shapes)
 
 
-def keep_only(checkpoints: Path, newest: int, best: int | None) -> None:
-    """Delete all but the newest few and the best. Failing to delete is no reason to stop training."""
-    for step in steps_in(checkpoints)[:-newest]:
+def all_finite(tensor: Tensor) -> bool:
+    """One pass over memory and none taken: NaN goes through minimum and maximum."""
+    if not tensor.numel() or not tensor.is_floating_point():
+        return True
+    return all(math.isfinite(float(end)) for end in tensor.aminmax())
+
+
+def verify(folder: Path, largest: int | None = None) -> None:
+    """Check every byte without loading. Raises Damaged; for a file over ``largest`` bytes without reading it."""
+    for name, (size, digest) in _read_manifest(folder).items():
+        if largest is not None and size > largest:
+            raise Damaged(f"{name}: {size:,} bytes, and this model's takes at most {largest:,}")
+        with _opened(folder, name, size) as file:
+            sha256 = hashlib.sha256()
+            tensorfile.hash_rest(file, sha256)
+        _compare(name, sha256, digest)
+
+
+def keep_only(checkpoints: Path, newest: int, best: int | None, saved: int | None = None) -> None:
+    """Delete all but the newest few up to step ``saved``, and the best. Failing to is no reason to stop training.
+
+    What lies beyond ``saved``, the step that has just been verified, was passed over on a resume: it does not count.
+    """
+    with suppress(OSError):
+        for left in checkpoints.glob(".step-*.deleted"):
+            shutil.rmtree(left, ignore_errors=True)
+    counted = [step for step in steps_in(checkpoints) if saved is None or step <= saved]
+    for step in counted[:-newest]:
         if step != best:
             doomed = checkpoints / f".{folder_name(step)}.deleted"
             try:
@@ -158,45 +248,105 @@ def clear_unfinished(checkpoints: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _verified(folder: Path) -> Iterator[tuple[str, bytes]]:
-    files = _read_manifest(folder)
-    for name in (MODEL, OPTIMIZER, STATE):
-        size, digest = files[name]
-        path = folder / name
-        try:
-            if path.is_symlink():
-                raise Damaged(f"{name}: is a link")
-            found = path.stat().st_size
+@contextmanager
+def _opened(folder: Path, name: str, size: int) -> Iterator[FileIO]:
+    """A file of a checkpoint, of the size that the manifest says. Raises Damaged for whatever happens to it."""
+    try:
+        with open_plain(folder / name, follow=False) as file:
+            found = os.fstat(file.fileno()).st_size
             if found != size:
                 raise Damaged(f"{name}: {found} bytes instead of {size}")
-            content = path.read_bytes()
-        except OSError as error:
-            raise Damaged(f"{name}: {error.strerror or error}") from None
-        if hashlib.sha256(content).hexdigest() != digest:
-            raise Damaged(f"{name}: sha256 mismatch")
-        yield name, content
+            yield file
+    except OSError as error:
+        raise Damaged(f"{name}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise Damaged(f"{name}: {error}") from None
+
+
+def _compare(name: str, sha256: Any, digest: str) -> None:
+    if sha256.hexdigest() != digest:
+        raise Damaged(f"{name}: sha256 mismatch")
+
+
+def _load_tensors(
+    folder: Path, name: str, listed: tuple[int, str], wanted: Shapes | None
+) -> dict[str, Tensor]:
+    size, digest = listed
+    if wanted is not None and size > 4 * sum(map(prod, wanted.values())) + tensorfile.LARGEST_HEADER:
+        raise Damaged(f"{name}: {size:,} bytes are more than this model's")
+    with _opened(folder, name, size) as file:
+        sha256 = hashlib.sha256()
+        try:
+            tensors = tensorfile.read(file, sha256, wanted)
+        except ValueError:
+            file.seek(0)  # a flipped bit in the header is called what it is
+            again = hashlib.sha256()
+            tensorfile.hash_rest(file, again)
+            _compare(name, again, digest)
+            raise
+    _compare(name, sha256, digest)
+    return tensors
+
+
+def _load_state(folder: Path, listed: tuple[int, str]) -> dict[str, Any]:
+    size, digest = listed
+    if size > _LARGEST_JSON:
+        raise Damaged(f"{STATE}: too large")
+    with _opened(folder, STATE, size) as file:
+        content = file.read(size)
+    _compare(STATE, hashlib.sha256(content), digest)
+    try:
+        state = json.loads(content)
+    except (ValueError, RecursionError):
+        raise Damaged(f"{STATE}: cannot be understood") from None
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise Damaged(f"{STATE}: format {FORMAT} is wanted")
+    if type(state.get("step")) is not int or folder_name(state["step"]) != folder.name:
+        raise Damaged(f"{STATE}: is of step {str(state.get('step'))[:40]}")
+    for name, right in _STATE.items():
+        if name in state and not right(state[name]):
+            raise Damaged(f"{STATE}: {name} cannot be {str(state[name])[:40]}")
+    return state
+
+
+def _number(value: object, least: float = 0.0) -> bool:
+    """An int of JSON may be larger than any float."""
+    return type(value) in (int, float) and max(least, -_LARGEST) <= value <= _LARGEST  # type: ignore[operator]
+
+
+def _count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 1 << 53
+
+
+def _pair(value: object, first: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list) and len(value) == 2 and first(value[0]) and _count(value[1])
+
+
+_STATE: dict[str, Callable[[Any], bool]] = {
+    "seconds": _number,
+    "best": lambda value: value is None or _pair(value, lambda n: _number(n, -math.inf)),
+    "scale": lambda value: _pair(value, lambda n: _number(n, 1.0)),
+    "optimizer_steps": _count,
+    "skipped_in_a_row": _count,
+    "config": lambda value: isinstance(value, dict),
+    "data_hash": lambda value: isinstance(value, str),
+}
 
 
 def _read_manifest(folder: Path) -> dict[str, tuple[int, str]]:
     path = folder / MANIFEST
     try:
-        if path.stat().st_size > _LARGEST_JSON:
-            raise Damaged(f"{MANIFEST}: too large")
-        written = path.read_bytes()
+        written = read_small(path, _LARGEST_JSON)
         manifest = json.loads(written)
         files = {name: (int(manifest["files"][name]["size"]), str(manifest["files"][name]["sha256"]))
                  for name in (MODEL, OPTIMIZER, STATE)}  # fmt: skip
     except OSError as error:
         raise Damaged(f"{MANIFEST}: {error.strerror or error}") from None
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         raise Damaged(f"{MANIFEST}: cannot be understood") from None
     if written != _render_manifest(files):  # a flipped bit anywhere in it, or a name that is not ours
         raise Damaged(f"{MANIFEST}: is not as written")
     return files
-
-
-def _manifest(contents: Mapping[str, bytes]) -> bytes:
-    return _render_manifest({n: (len(c), hashlib.sha256(c).hexdigest()) for n, c in contents.items()})
 
 
 def _render_manifest(files: Mapping[str, tuple[int, str]]) -> bytes:

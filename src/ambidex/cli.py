@@ -3,33 +3,86 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import redirect_stdout
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
 from ambidex.device.cpu import spin_briefly
 from ambidex.errors import Exit, Problem, Problems, did_you_mean
+from ambidex.stops import obey_as_first_process
 
 COMMANDS = {
     "doctor": "will this build run on this machine, why, and what to type",
     "train": "train a model, on the device that works",
     "sample": "write text with a trained model",
+    "export": "a trained model as a folder for transformers, or as GGUF",
+    "checkpoints": "list a run's checkpoints, and verify every byte of them",
     "bench": "this machine's peak, and how near training comes to it",
     "compare": "are these runs the same, and where do they part",
     "report": "one HTML page for a run",
     "top": "the runs that are trained now, and those that were",
     "presets": "list the presets, or print one to copy and change",
     "variants": "the PyTorch builds that there are, and which fit here",
+    "completion": "what lets a shell complete these commands",
+}
+
+# What the extra `train` brings. That one of them is missing is no mistake in the program.
+FOR_TRAINING = ("torch", "numpy", "pydantic", "safetensors", "tokenizers", "matplotlib", "tqdm", "filelock")
+
+# What a write to standard output may end in: a full disk, a quota, a device that is gone.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
+
+EXAMPLES = {
+    "doctor": (
+        "ambidex doctor",
+        'ambidex doctor --torch 2.5.1+cu121 --gpu "RTX 5060" --driver 576.02',
+        "ambidex doctor explain error.txt",
+    ),
+    "train": (
+        "ambidex train --dry-run",
+        "ambidex train --data book.txt --steps 500 --out my-run",
+        "ambidex train --resume --out my-run",
+    ),
+    "sample": ('ambidex sample my-run --prompt "Once" --tokens 400', "ambidex sample my-run --temperature 0"),
+    "compare": ("ambidex compare runs/cpu runs/gpu", "ambidex compare runs/cpu runs/bridge runs/gpu --json"),
+    "export": ("ambidex export my-run --to model", "ambidex export my-run --format gguf --to model-gguf"),
+    "bench": (
+        "ambidex bench",
+        "ambidex bench --preset 45m --steps 2",
+        "ambidex bench --to-loss 1.88 --data book.txt",
+    ),
+    "checkpoints": ("ambidex checkpoints my-run",),
+    "report": ("ambidex report my-run",),
+    "top": ("ambidex top", "ambidex top runs"),
+    "presets": ("ambidex presets", "ambidex presets mini > mine.toml"),
+    "variants": ("ambidex variants",),
+    "completion": (
+        "ambidex completion bash > ~/.local/share/bash-completion/completions/ambidex",
+        "ambidex completion zsh > ~/.zfunc/_ambidex",
+    ),
 }
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse that reports like everything else here."""
+    """argparse that reports like everything else here, and shows examples."""
+
+    collecting = False  # a command then stops at its finished parser, which completion reads
+
+    def parse_known_args(self, *words: Any, **named: Any) -> Any:
+        if Parser.collecting:
+            raise _Built(self)
+        return super().parse_known_args(*words, **named)
+
+    def format_help(self) -> str:
+        examples = EXAMPLES.get(self.prog.removeprefix("ambidex "), ())
+        shown = ["", "examples:", *(f"  {example}" for example in examples), ""] if examples else []
+        return super().format_help() + "\n".join(shown)
 
     def error(self, message: str) -> NoReturn:
         raise Problems(Problem(f"{message[:1].upper()}{message[1:]}.", fix=f"{self.prog} --help"))
@@ -43,9 +96,27 @@ class Parser(argparse.ArgumentParser):
         return self.formatter_class(self.prog, width=max(40, columns - 2))  # type: ignore[call-arg]
 
 
+class _Built(Exception):  # noqa: N818  no error
+    """A command's parser, ready."""
+
+    def __init__(self, parser: Parser) -> None:
+        self.parser = parser
+
+
 def entry() -> NoReturn:
     """The console script."""
-    sys.exit(main(sys.argv[1:]))
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        sys.exit(main(sys.argv[1:]))
+    # One of torchrun's processes. A thread of gloo's that still lives when Python takes itself apart asks for its lock
+    # and aborts the process (torch 2.13), and one that waits for a lost process cannot be joined. So: straight out.
+    try:
+        code = main(sys.argv[1:])
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else Exit.USAGE
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+    os._exit(code)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -56,15 +127,48 @@ def main(arguments: Sequence[str]) -> int:
         ):  # a file name, or a sample, may hold what this terminal cannot show
             stream.reconfigure(errors="backslashreplace")
     try:
-        return run(list(arguments))
+        code = run(list(arguments))
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here, where a full disk is still a sentence
+        return code
     except Problems as problems:
-        complain(str(problems))
+        rank = os.environ.get("RANK", "0")  # of several processes on one screen, torchrun's
+        complain(str(problems) if rank == "0" else f"rank {rank}: {problems}")
         return problems.exit_code
+    except ModuleNotFoundError as error:
+        if error.name not in FOR_TRAINING:
+            raise
+        complain(str(Problems(_not_installed(arguments, error.name))))
+        return Exit.USAGE
     except KeyboardInterrupt:
         return Exit.INTERRUPTED
-    except BrokenPipeError:
-        sys.stderr.close()
+    except BrokenPipeError:  # whoever read it, such as `head`, has enough
+        _to_nobody(sys.stdout)
         return Exit.DONE
+    except OSError as error:
+        if (
+            error.filename is not None or error.errno not in FULL
+        ):  # of a file, which has its own words; or a mistake
+            raise
+        _to_nobody(sys.stdout)
+        complain(str(Problems(Problem("The output cannot be written.", found=error.strerror or str(error)))))
+        return Exit.CANNOT_WRITE
+
+
+def _not_installed(arguments: Sequence[str], package: str) -> Problem:
+    return Problem(
+        f"ambidex {arguments[0]} needs packages that are not installed.",
+        found=f"no {package} for {sys.executable}",
+        wanted="what ambidex[train] brings; ambidex doctor needs none of it",
+        fix='python -m pip install "ambidex[train]"; where you want the CPU build of torch, first what '
+        "ambidex variants says",
+    )
+
+
+def _to_nobody(stream: io.TextIOBase | Any) -> None:
+    """What is still held for a reader who cannot have it is dropped, so that Python's end does not stumble over it."""
+    with suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def complain(text: str) -> None:
@@ -86,38 +190,19 @@ def run(arguments: list[str]) -> int:
 
         print(f"ambidex {ambidex.__version__}")
         return Exit.DONE
+    obey_as_first_process()
     spin_briefly(os.environ)
     command, rest = arguments[0], arguments[1:]
     if command not in COMMANDS:
         near = did_you_mean(command, list(COMMANDS))
         raise Problems(Problem(f"There is no command {command!r}.", wanted=", ".join(COMMANDS), fix=near))
-    return int(
-        {
-            "doctor": doctor,
-            "train": train,
-            "sample": sample,
-            "bench": bench,
-            "compare": compare,
-            "report": report,
-            "top": top,
-            "presets": presets,
-            "variants": variants,
-        }[command](rest)
-    )
+    return int(FUNCTIONS[command](rest))
 
 
 def overview() -> str:
-    lines = ["ambidex: one transformer trainer for every PyTorch build", "", "commands:"]
-    lines += [f"  ambidex {name:<10}{words}" for name, words in COMMANDS.items()]
-    lines += [
-        "",
-        "start with:",
-        "  ambidex doctor",
-        "  ambidex train",
-        "",
-        "ambidex COMMAND --help says more",
-    ]
-    return "\n".join(lines)
+    from ambidex import welcome
+
+    return welcome.overview(COMMANDS, welcome.next_steps(Path(os.environ.get("AMBIDEX_RUNS") or "runs")))
 
 
 def doctor(arguments: list[str]) -> int:
@@ -161,7 +246,7 @@ def train_flags(arguments: list[str]) -> tuple[dict[str, Any], str | None, list[
     parser = Parser(
         prog="ambidex train", allow_abbrev=False, argument_default=argparse.SUPPRESS,
         description="Train a model. A later source wins: preset, TOML file, environment (AMBIDEX_...), flags.",
-        epilog="example: ambidex train --data book.txt --steps 500 --out my-run", formatter_class=Wide,
+        formatter_class=Wide,
     )  # fmt: skip
     parser.add_argument("config", nargs="?", default=None, metavar="CONFIG.toml", help="a file of settings")
     groups: dict[str, Any] = {}
@@ -319,3 +404,67 @@ def sample(arguments: list[str]) -> int:
         Path(options.run), options.prompt, options.tokens, temperature=options.temperature, top_k=options.top_k,
         seed=options.seed, device=options.device,
     )  # fmt: skip
+
+
+def export(arguments: list[str]) -> int:
+    parser = Parser(prog="ambidex export", description=COMMANDS["export"], allow_abbrev=False)
+    parser.add_argument("run", metavar="RUN", help="a run folder; its newest good checkpoint is taken")
+    parser.add_argument(
+        "--format", default="hf", help="hf: a folder for transformers; gguf: for llama.cpp and Ollama [hf]"
+    )
+    parser.add_argument(
+        "--to", required=True, metavar="DIR", help="a new folder, or an earlier export of the same format"
+    )
+    options = parser.parse_args(arguments)
+    from ambidex.export.command import export as room
+
+    room(options.run, options.format, options.to)
+    return Exit.DONE
+
+
+def checkpoints(arguments: list[str]) -> int:
+    parser = Parser(prog="ambidex checkpoints", description=COMMANDS["checkpoints"], allow_abbrev=False)
+    parser.add_argument("run", metavar="RUN", help="a run folder")
+    parser.add_argument("--json", action="store_true", help="for a program to read")
+    options = parser.parse_args(arguments)
+    from ambidex import listing
+
+    return listing.show(Path(options.run), options.json)
+
+
+def completion(arguments: list[str]) -> int:
+    parser = Parser(prog="ambidex completion", description=COMMANDS["completion"], allow_abbrev=False)
+    parser.add_argument("shell", metavar="SHELL", help="bash, zsh or tcsh")
+    shell = parser.parse_args(arguments).shell
+    from ambidex.completion import script
+
+    print(script(shell, {name: (words, parser_of(name)) for name, words in COMMANDS.items()}))
+    return Exit.DONE
+
+
+def parser_of(command: str) -> Parser:
+    """The parser of a command, without running it. Raises what the command raises where it cannot be built."""
+    Parser.collecting = True
+    try:
+        FUNCTIONS[command]([])
+    except _Built as built:
+        return built.parser
+    finally:
+        Parser.collecting = False
+    raise AssertionError(f"{command} parsed nothing")
+
+
+FUNCTIONS: dict[str, Callable[[list[str]], int]] = {
+    "doctor": doctor,
+    "train": train,
+    "sample": sample,
+    "export": export,
+    "checkpoints": checkpoints,
+    "bench": bench,
+    "compare": compare,
+    "report": report,
+    "top": top,
+    "presets": presets,
+    "variants": variants,
+    "completion": completion,
+}

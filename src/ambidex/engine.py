@@ -123,7 +123,7 @@ class Device:
         """Memory that a run may still take, or None where nobody says."""
         if self.kind == "cuda":
             return int(torch.cuda.mem_get_info(self.torch_device)[0])
-        return _available_bytes()
+        return available_bytes()
 
     def peak_bytes(self) -> int | None:
         """The most that this process has held so far, or None where nobody says."""
@@ -221,7 +221,7 @@ def keep_pages() -> bool:
     return bool(mallopt(-4, 0) and mallopt(-1, 2**31 - 1) and mallopt(-2, 64 << 20))
 
 
-def _available_bytes() -> int | None:
+def available_bytes() -> int | None:
     """What this process may still take: the machine's available memory, or less where a limit is nearer."""
     found = [n for n in (_meminfo_available(), _cgroup_left(), _address_space_left()) if n is not None]
     return min(found) if found else None

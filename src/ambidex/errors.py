@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
+from ambidex.escaping import printable
+
 
 class Exit(IntEnum):
     """Exit codes of every command but `doctor`, whose own codes stand in `device/doctor.py`."""
@@ -22,6 +24,11 @@ class Exit(IntEnum):
     LOSS_NOT_FINITE = 5
     OUT_OF_MEMORY = 6
     IN_USE = 7
+    HUNG = 8
+    LOST_PROCESS = (
+        8  # the same to whoever started it: under torchrun another process is gone, silent or different
+    )
+    HUNG_UP = 129
     INTERRUPTED = 130
     TERMINATED = 143
 
@@ -38,7 +45,7 @@ class Problem:
     def __str__(self) -> str:
         lines = [self.what]
         lines += [f"  {label}: {text}" for label, text in self._details() if text]
-        return "\n".join(lines)
+        return printable("\n".join(lines))
 
     def _details(self) -> tuple[tuple[str, str], ...]:
         return (("found", self.found), ("wanted", self.wanted), ("do", self.fix))

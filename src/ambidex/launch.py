@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ambidex import config, plan, runs
-from ambidex.card import leg, measured, new_card
+from ambidex import plan, runs
+from ambidex.card import leg, measured, new_card, what_decides_numbers
 from ambidex.compare import tracing
 from ambidex.compare.again import raise_floor
 from ambidex.config import Resolved, Settings
@@ -26,27 +26,36 @@ from ambidex.device import cpu as processor
 from ambidex.device import image
 from ambidex.device.choose import Choice, choose
 from ambidex.device.machine import Cpu
-from ambidex.engine import Device
-from ambidex.errors import Exit
+from ambidex.engine import PRECISIONS, Device
+from ambidex.errors import Exit, Problem, Problems
+from ambidex.escaping import one_line
 from ambidex.events import event_files
 from ambidex.guard import cpu_guard
 from ambidex.model import LanguageModel, initialise
 from ambidex.optim import Optimizer, Schedule
+from ambidex.parallel.group import Group
+from ambidex.parallel.place import Place, launched
+from ambidex.parallel.together import joined
 from ambidex.resume import (
+    check_fits,
     check_same_text,
-    named_run,
-    restore_newest,
+    named,
+    new_run,
+    restarted,
+    restore_everywhere,
+    same_run,
     settings_of,
-    unfinished_run,
-    with_card,
+    shared,
+    unfinished,
 )
 from ambidex.runs import Run
 from ambidex.screen import Screen, line
-from ambidex.stops import Stops
+from ambidex.stops import ECHO, Stops
 from ambidex.summary import (
     share_per_rate,
     show_end,
     show_length,
+    show_saving,
     show_settings,
     show_size,
     write_summary,
@@ -67,59 +76,70 @@ class Outcome:
     exit_code: int
 
 
-def train(config_file: str | Path | None = None, /, **settings: Any) -> Run:
-    """Train as `ambidex train` does; keywords are the flags with underscores. Returns the run.
-
-    Raises Problems with all that is wrong, and KeyboardInterrupt where Ctrl-C stopped it (after a checkpoint).
-    """
-    resolved = config.resolve(
-        settings, file=Path(config_file) if config_file else None, called_from="argument"
-    )
-    outcome = start(resolved)
-    if outcome.exit_code == Exit.INTERRUPTED:
-        raise KeyboardInterrupt
-    if outcome.exit_code:
-        raise SystemExit(outcome.exit_code)
-    return outcome.run
-
-
 def start(resolved: Resolved) -> Outcome:
     """Everything that `ambidex train` does once its settings are known."""
-    with Stops() as stops, ExitStack() as held:
-        choice = choose(resolved.settings.device, resolved.kind("device"), asked=resolved.asked_devices)
+    place = Place.of(os.environ)
+    with Stops(ECHO if launched(os.environ) else 0.0) as stops, ExitStack() as held:
+        held.enter_context(place.one_voice())
+        choice = choose_device(resolved, place)
         line("device", f"{choice.name}: {choice.reason}")
         for notice in choice.notices:
             line("", notice)
         if inside := image.read():
             line("image", inside.introduction())
         held.enter_context(cpu_guard(choice.forced_by))
-        run = named_run(resolved.settings)
-        if run is not None and run.holds_card():
-            resolved = with_card(resolved, run.card)
-        tokens = prepare_text(resolved.settings)
+        group = held.enter_context(joined(place, resolved.settings.collective_timeout, choice.name))
+        group.agree("settings", lambda: shared(resolved.settings))
+        resolved = restarted(resolved, group)
+        run, resolved = same_run(group, resolved, lambda: named(resolved))
+        tokens = group.everyone(lambda: prepare_text(resolved.settings))
         if run is None and resolved.settings.resume and not resolved.settings.dry_run:
-            run = unfinished_run(resolved, tokens, choice)
-            resolved = with_card(resolved, run.card) if run else resolved
+            run, resolved = same_run(group, resolved, lambda: unfinished(resolved, tokens, choice))
         if run is not None:
             held.callback(run.unlock)
         card = run.card if run is not None and run.holds_card() else {}
-        device = prepare_device(choice, resolved.settings, card)
+        device = prepare_device(choice, resolved.settings, card, place)
+        group.agree("text or numbers", lambda: what_decides_numbers(tokens, device))
         batches = batches_of(resolved.settings, tokens)
         shape = plan.shape_of(resolved.settings, tokens.tokenizer.vocabulary_size)
-        show_size(resolved.settings, shape, device)
+        show_size(share(resolved.settings, group), shape, device)
+        show_saving(resolved.settings, shape)
+        if run is not None and card:
+            group.from_writer(partial(check_fits, run, resolved.settings, shape.vocabulary_size))
         if resolved.settings.dry_run:
             show_length(resolved.settings, shape, device, batches)
             show_settings(resolved)
             return Outcome(run or Run(""), Exit.DONE)
-        trainer = build(resolved.settings, device, tokens)
+        trainer = build(resolved.settings, device, tokens, group)
         if resolved.settings.time and not card:
             take_time(trainer)
         show_length(trainer.settings, shape, device, batches)
         if run is None:
-            run = Run(runs.next_folder(resolved.settings.preset))
+            run, _ = same_run(group, resolved, lambda: (new_run(resolved), resolved))
+            assert run is not None
             held.callback(run.unlock)
-        run.lock()
+        group.from_writer(run.lock)
+        group.begin(os.fsencode(run.path).hex())
         return carry_on(trainer, run, card, choice, stops, resolved.origins)
+
+
+def share(settings: Settings, group: Group) -> Settings:
+    """What one process of the group computes, for an estimate of its memory. Raises Problems where there is too little."""
+    if group.size > settings.batch_size:
+        raise Problems(
+            Problem("There are more processes than sequences in a step.",
+                    found=f"{group.size} processes, --batch-size {settings.batch_size}", wanted="at least one for each process",
+                    fix=f"--batch-size {group.size}, or fewer processes")
+        )  # fmt: skip
+    return settings.model_copy(update={"batch_size": group.most_rows(settings.batch_size)})
+
+
+def choose_device(resolved: Resolved, place: Place) -> Choice:
+    """The device of this process: of several on a host with GPUs, each has its own."""
+    origin, asked = resolved.kind("device"), resolved.settings.device
+    choice = choose(asked, origin, asked=resolved.asked_devices)
+    own = place.own_device(choice.name, asked)
+    return choice if own == choice.name else choose(own, origin, asked={})
 
 
 def carry_on(trainer: Trainer, run: Run, card: Mapping[str, Any], choice: Choice, stops: Stops,
@@ -128,30 +148,35 @@ def carry_on(trainer: Trainer, run: Run, card: Mapping[str, Any], choice: Choice
     settings = trainer.settings
     if card:
         check_same_text(card, trainer.tokens)
-        restore_newest(trainer, run)
+        restore_everywhere(trainer, run)
         if trainer.step >= settings.steps:
             line("finished", f"{run.path} has all of its {settings.steps} steps; nothing is left to do.")
             return Outcome(run, Exit.DONE)
         run.write_card({**card, "resumes": [*card.get("resumes", []), leg(trainer, choice)]})
     else:
         run.write_card({**new_card(trainer, choice), "origins": dict(origins)})
-        trainer.tokens.tokenizer.save(run.path / runs.TOKENIZER)
+    # Also of a run that is continued: a kill may have come between the card and this file.
+    run.write_bytes(runs.TOKENIZER, trainer.tokens.tokenizer.to_json().encode())
     line("run", f"{run.path}" + (f", from step {trainer.step}" if trainer.step else ""))
     stops.listening = True
-    trainer.observer = tracing.observer(trainer, run, partial(rebuilt, trainer))
+    trainer.group.agree_on_weights(trainer.model)
+    trainer.observer = trainer.group.everyone(
+        partial(tracing.observer, trainer, run, partial(rebuilt, trainer))
+    )
+    per_step = settings.batch_size * settings.context
     with (
         Screen(
-            settings.steps, trainer.step, settings.batch_size * settings.context, share_per_rate(trainer)
+            settings.steps, trainer.step, per_step, share_per_rate(trainer), silent=not run.writes
         ) as screen,
         memory_errors_in_words(trainer),
-        event_files(run, settings.tensorboard, trainer.step),
+        event_files(run, settings.tensorboard and run.writes, trainer.step),
     ):
         fit(trainer, run, stops, screen)
     run.plot()
     run.write_card({**run.card, "measured": measured(trainer)})
     write_summary(trainer, run)
     show_end(trainer, run)
-    return Outcome(run, stops.asked or Exit.DONE)
+    return Outcome(run, stops.asked or stops.agreed or Exit.DONE)
 
 
 def prepare_text(settings: Settings) -> Tokens:
@@ -164,16 +189,25 @@ def prepare_text(settings: Settings) -> Tokens:
     return tokens
 
 
-def prepare_device(choice: Choice, settings: Settings, card: Mapping[str, Any]) -> Device:
+def prepare_device(
+    choice: Choice, settings: Settings, card: Mapping[str, Any], place: Place | None = None
+) -> Device:
     """Threads and precision, by rule; a run that is continued keeps the precision on its card."""
-    cpu = processor.look()
-    threads = settings.threads or processor.threads_for_training(cpu)
+    cpu, place = processor.look(), place or Place()
+    threads = settings.threads or place.share_of(processor.threads_for_training(cpu))
     asked = str(card.get("precision", settings.precision))
+    if asked not in ("auto", *PRECISIONS):
+        raise Problems(
+            Problem("The run's card names a precision that there is not.", found=one_line(asked), wanted=", ".join(PRECISIONS)),
+            Exit.DATA,
+        )  # fmt: skip
     precision, why = (
         (asked, "as asked" if not card else "as its card says") if asked != "auto" else rule(choice, cpu)
     )
+    each = f" in each of {place.size} processes" if place.size > 1 else ""
     line(
-        "numbers", f"{precision} ({why}), {threads} thread{'s' * (threads != 1)} on {cpu.name or 'this CPU'}"
+        "numbers",
+        f"{precision} ({why}), {threads} thread{'s' * (threads != 1)}{each} on {cpu.name or 'this CPU'}",
     )
     return Device(choice.name, precision, threads)
 
@@ -195,7 +229,7 @@ def batches_of(settings: Settings, tokens: Tokens) -> Batches:
     return batches
 
 
-def build(settings: Settings, device: Device, tokens: Tokens) -> Trainer:
+def build(settings: Settings, device: Device, tokens: Tokens, group: Group | None = None) -> Trainer:
     """The model with its first weights, its optimizer and its batches, at step 0."""
     batches = batches_of(settings, tokens)
     shape = plan.shape_of(settings, tokens.tokenizer.vocabulary_size)
@@ -224,6 +258,7 @@ def build(settings: Settings, device: Device, tokens: Tokens) -> Trainer:
         forward,
         device.loss_scale(),
         less,
+        group=group or Group(),
     )
 
 
@@ -249,7 +284,8 @@ def memory_errors_in_words(trainer: Trainer) -> AbstractContextManager[None]:
 def rebuilt(trainer: Trainer, device_name: str, precision: str) -> Trainer:
     """The same training once more, at its first step and not compiled, for the legs of `compare/`."""
     settings = trainer.settings.model_copy(update={"compile": False})
-    return build(settings, Device(device_name, precision, trainer.device.threads), trainer.tokens)
+    device = Device(device_name, precision, trainer.device.threads)
+    return build(settings, device, trainer.tokens, trainer.group)
 
 
 def schedule_of(settings: Settings) -> Schedule:
@@ -274,10 +310,11 @@ def take_time(trainer: Trainer) -> None:
         + trainer.tokens.validation_tokens
     )
     left = settings.time - took[-1] - token_seconds * watched
-    steps = max(1, math.floor(left / step_seconds))
+    steps = trainer.group.from_writer(lambda: max(1, math.floor(left / step_seconds)))
     trainer.settings = settings.model_copy(update={"steps": steps})
     trainer.schedule = schedule_of(trainer.settings)
     initialise(trainer.model, settings.seed)
     trainer.optimizer.reset()
+    trainer.scale, trainer.skipped_in_a_row = trainer.device.loss_scale(), 0
     trainer.step, trainer.seconds = 0, 0.0
     line("time", f"{plan.spell_seconds(settings.time)} is {steps} steps at {step_seconds:.3f} s each")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
+
+from ambidex.checkpoint import Wanted
 from ambidex.config import Settings
 from ambidex.engine import Device
-from ambidex.model import Shape
+from ambidex.model import LanguageModel, Shape
+from ambidex.optim import Optimizer
 
 HOLES = 1.35  # glibc's aligned blocks leave holes that the next do not fit; measured by benchmarks/memory.py
 SPARE = 1.15  # advice leaves this much room: the plan is right to within so much (benchmarks/memory.py)
@@ -45,7 +49,7 @@ def memory(settings: Settings, shape: Shape, precision: str) -> Memory:
     low = 4 if precision == "fp32" else 2
     norms = 4 * (6 * width + 2 * shape.kv_heads * shape.head_width)
     products = low * (3 * width + (3 if low == 4 else 6) * width + 4 * feed_forward)
-    by_muon = _block_matrices(shape) if settings.optimizer == "muon" else 0
+    moments = moment_bytes(settings, shape)
     logits = (
         12 if low == 4 else 14
     )  # bytes for each: in low precision they, or their gradient, are there twice
@@ -53,12 +57,22 @@ def memory(settings: Settings, shape: Shape, precision: str) -> Memory:
         {
             "weights": 4 * parameters + (0 if low == 4 else low * parameters),
             "gradients": 4 * parameters,
-            "optimizer": 4 * by_muon + 8 * (parameters - by_muon),
+            "optimizer": moments,
             "activations": int(HOLES * shape.layers * tokens * (norms + products))
             + 5 * tokens * 4 * feed_forward,
             "loss": tokens * shape.vocabulary_size * logits,
         }
     )
+
+
+def moment_bytes(settings: Settings, shape: Shape) -> int:
+    by_muon = _block_matrices(shape) if settings.optimizer == "muon" else 0
+    return 4 * by_muon + 8 * (sum(shape.parameters().values()) - by_muon)
+
+
+def snapshot_bytes(settings: Settings, shape: Shape) -> int:
+    """A checkpoint's size, and the host memory that its copy takes while it is written beside training."""
+    return 4 * sum(shape.parameters().values()) + moment_bytes(settings, shape)
 
 
 def _block_matrices(shape: Shape) -> int:
@@ -89,6 +103,25 @@ def less_memory(settings: Settings, shape: Shape, precision: str, free: int | No
     if fits is not None:
         return f"--micro-batch-size {fits}"
     return "a smaller --width, --layers, --feed-forward or --context: no micro-batch size makes this fit"
+
+
+def tensors_of(settings: Settings, vocabulary_size: int) -> Wanted:
+    """Name and shape of every tensor of a checkpoint, without memory for any of them."""
+    shape = replace(shape_of(settings, vocabulary_size), context=1)  # tables of positions are no part of it
+    with torch.device("meta"):
+        model = LanguageModel(shape)
+    optimizer = Optimizer(
+        model,
+        kind=settings.optimizer,
+        betas=(0.9, 0.9),
+        epsilon=1e-8,
+        momentum=0.9,
+        weight_decay=0.0,
+        clip=0.0,
+    )
+    return Wanted(
+        {name: tuple(weight.shape) for name, weight in model.named_parameters()}, optimizer.shapes()
+    )
 
 
 @dataclass(frozen=True)

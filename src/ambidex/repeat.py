@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from typing import Any
+
+from ambidex.escaping import typed
 
 # Where things lie, and what a repetition does not need.
 PLACES = frozenset(
@@ -41,7 +42,7 @@ def command(card: Mapping[str, Any]) -> str:
             words += _flag(name, card.get(name, value))
         elif (asked and name not in PLACES) or (name == "steps" and config.get("time")):
             words += _flag(name, value)
-    return shlex.join(words)
+    return typed(words)
 
 
 def _flag(name: str, value: object) -> list[str]:

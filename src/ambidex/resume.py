@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import errno
 import os
-import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from ambidex import checkpoint, config, runs
+from ambidex import checkpoint, config, plan, runs
 from ambidex.cardfile import CARD
-from ambidex.checkpoint import Checkpoint
+from ambidex.checkpoint import Checkpoint, Damaged
+from ambidex.combinations import impossible
 from ambidex.config import Resolved, Settings
 from ambidex.device.choose import Choice
 from ambidex.errors import Exit, Problem, Problems
-from ambidex.runs import Run
+from ambidex.escaping import one_line, typed
+from ambidex.parallel.group import Group
+from ambidex.runs import Follower, Run
 from ambidex.screen import line
 from ambidex.text.tokens import Tokens
 from ambidex.trainer import Trainer
@@ -33,7 +34,7 @@ def named_run(settings: Settings) -> Run | None:
     if run.holds_card() and not (settings.resume or settings.dry_run):
         raise Problems(
             Problem("--out holds a run already.", found=str(run.path), wanted="a new folder, or --resume",
-                    fix=f"ambidex train --out {shlex.quote(str(run.path))} --resume")
+                    fix=f"ambidex train --out {typed([str(run.path)])} --resume")
         )  # fmt: skip
     if (
         not run.holds_card()
@@ -77,7 +78,7 @@ def with_card(resolved: Resolved, card: Mapping[str, Any]) -> Resolved:
         "time",
     }
     if before.time:
-        decisive.discard("steps")  # they were made of --time
+        given.pop("steps", None)  # the run's were made of --time, whatever a file says besides
     problems = [
         Problem("The run that is to be continued has another configuration.",
                 found=f"{config.flag(name)} {value} ({resolved.origins[name]})",
@@ -96,12 +97,15 @@ def with_card(resolved: Resolved, card: Mapping[str, Any]) -> Resolved:
 
 def settings_of(card: Mapping[str, Any]) -> Settings:
     try:
-        return Settings.model_validate(card["config"])
+        settings = Settings.model_validate(card["config"])
     except ValueError as error:
         raise Problems(
             Problem("The run's card holds settings that this version does not understand.",
                     found=str(error).splitlines()[0], wanted="a card of the same version of ambidex"), Exit.DATA,
         ) from None  # fmt: skip
+    if problems := [problem for _, problem in impossible(settings)]:
+        raise Problems([replace(one, found=f"{one.found}, in {CARD}", fix="") for one in problems], Exit.DATA)
+    return settings
 
 
 def unfinished_run(resolved: Resolved, tokens: Tokens, choice: Choice) -> Run | None:
@@ -114,9 +118,9 @@ def unfinished_run(resolved: Resolved, tokens: Tokens, choice: Choice) -> Run | 
         del wanted["steps"]
 
     def matches(card: Mapping[str, Any]) -> bool:
-        before = card["config"]
+        before = settings_of(card)  # an older card lacks newer settings, which then stand as they were
         return (
-            all(before[name] == value for name, value in wanted.items())
+            all(getattr(before, name) == value for name, value in wanted.items())
             and card["data"]["hash"] == tokens.data_hash
             and str(card["device"]["name"]).split(":")[0] == choice.name.split(":")[0]
         )
@@ -140,42 +144,143 @@ def check_same_text(card: Mapping[str, Any], tokens: Tokens) -> None:
         )  # fmt: skip
 
 
+def check_fits(run: Run, settings: Settings, vocabulary_size: int) -> None:
+    """Raise Problems (exit 3), before a model takes memory, where the newest checkpoint's headers are of another one.
+
+    A card and a checkpoint may come from anywhere, and a card may promise any size.
+    """
+    wanted = plan.tensors_of(settings, vocabulary_size)
+    steps = checkpoint.steps_in(run.checkpoints)
+    reasons = []
+    for step in reversed(steps):
+        folder = run.checkpoints / checkpoint.folder_name(step)
+        try:
+            checkpoint.check_headers(folder, wanted)
+            return
+        except Damaged as damage:
+            reasons.append(one_line(f"skipped {folder.name}: {damage}", 300))
+    if steps:
+        raise _none_good(reasons)
+
+
 def restore_newest(trainer: Trainer, run: Run) -> None:
     """Load the newest good checkpoint, naming what is passed over. A run of which none is good is an error."""
     checkpoint.clear_unfinished(run.checkpoints)
-    found = checkpoint.newest_good(run.checkpoints)
+    wanted = plan.tensors_of(trainer.settings, trainer.model.shape.vocabulary_size)
+    found = checkpoint.newest_good(run.checkpoints, wanted)
     for words in found.skipped:
         line("", words)
     if found.checkpoint is None and found.skipped:
-        raise Problems(
-            Problem("No checkpoint of the run is good.", found="; ".join(found.skipped),
-                    wanted="one whose files are as they were written", fix="start another run with another --out"),
-            Exit.DATA,
-        )  # fmt: skip
+        raise _none_good(found.skipped)
     if found.checkpoint is None:
         line("", "no checkpoint had been written yet: starting at step 0")
     else:
-        fitting(found.checkpoint, trainer)
+        check_state(found.checkpoint, trainer.settings)
         trainer.restore(found.checkpoint)
     run.cut_back(trainer.step)
 
 
-def fitting(saved: Checkpoint, trainer: Trainer) -> None:
-    """Raise Problems (exit 3) where a checkpoint's tensors are not the model's and the optimizer's."""
-    wanted = {name: tuple(weight.shape) for name, weight in trainer.model.named_parameters()}
-    problems = different_shapes(checkpoint.MODEL, saved.model, wanted)
-    if int(saved.state.get("optimizer_steps", 0)):
-        problems += different_shapes(checkpoint.OPTIMIZER, saved.optimizer, trainer.optimizer.shapes())
-    if problems:
-        raise Problems(problems, Exit.DATA)
+def check_state(saved: Checkpoint, settings: Settings) -> None:
+    """Raise Problems (exit 3) where something that the rest of the run depends on is not there, or cannot be."""
+    missing = [name for name in ("optimizer_steps", "seconds", "best", "scale") if name not in saved.state]
+    if missing:
+        raise Problems(
+            Problem(
+                f"{checkpoint.STATE} is not of this version: it lacks something.",
+                found="no " + ", ".join(missing),
+            ),
+            Exit.DATA,
+        )
+    if saved.step > settings.steps or saved.state["optimizer_steps"] > saved.step:
+        raise Problems(
+            Problem("The checkpoint is of another run.", found=f"step {saved.step}, {saved.state['optimizer_steps']} updates",
+                    wanted=f"at most {settings.steps} steps, and no more updates than steps"), Exit.DATA,
+        )  # fmt: skip
 
 
-def different_shapes(
-    file: str, found: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]]
-) -> list[Problem]:
-    shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
-    return [
-        Problem(f"{file} is not of this model: {name}.", found=str(shapes.get(name, "nothing")),
-                wanted=str(wanted.get(name, "nothing")))
-        for name in sorted(shapes.keys() | wanted.keys()) if shapes.get(name) != wanted.get(name)
-    ]  # fmt: skip
+LOCAL = {"out", "data", "device", "threads"}  # settings that may differ between the processes of a run
+
+
+def shared(settings: Settings) -> dict[str, Any]:
+    return settings.model_dump(mode="json", exclude=LOCAL)
+
+
+def restarted(resolved: Resolved, group: Group) -> Resolved:
+    """What torchrun starts anew, after it lost a process, goes on with the run that it had begun."""
+    before = group.begun()
+    if not before and not group.highest(group.place.attempt):
+        return resolved
+    line("restart", "by torchrun: going on from the last checkpoint")
+    update = {"resume": True} | (
+        {"out": os.fsdecode(bytes.fromhex(before))} if before and not resolved.settings.out else {}
+    )
+    return replace(resolved, settings=resolved.settings.model_copy(update=update))
+
+
+def named(resolved: Resolved) -> tuple[Run | None, Resolved]:
+    run = named_run(resolved.settings)
+    return run, with_card(resolved, run.card) if run is not None and run.holds_card() else resolved
+
+
+def unfinished(resolved: Resolved, tokens: Tokens, choice: Choice) -> tuple[Run | None, Resolved]:
+    run = unfinished_run(resolved, tokens, choice)
+    return run, with_card(resolved, run.card) if run else resolved
+
+
+def new_run(resolved: Resolved) -> Run:
+    return Run(resolved.settings.out or runs.next_folder(resolved.settings.preset))
+
+
+def same_run(
+    group: Group, resolved: Resolved, find: Callable[[], tuple[Run | None, Resolved]]
+) -> tuple[Run | None, Resolved]:
+    """The run and its settings as the process that writes finds them; the others follow, with their own places."""
+    found: list[tuple[Run | None, Resolved]] = []
+
+    def look() -> dict[str, Any]:
+        run, settled = found_here = find()
+        found.append(found_here)
+        if group.size == 1:
+            return {}
+        card = run.card if run is not None and run.holds_card() else {}
+        return {
+            "run": None if run is None else os.fsencode(run.path).hex(),
+            "card": card,
+            "settings": settled.settings.model_dump(mode="json"),
+        }
+
+    told = group.from_writer(look)
+    if found:
+        return found[0]
+    own = {name: value for name, value in resolved.given().items() if name in LOCAL}
+    settings = Settings.model_validate(told["settings"]).model_copy(update=own)
+    path = None if told["run"] is None else Path(os.fsdecode(bytes.fromhex(told["run"])))
+    return None if path is None else Follower(path, told["card"]), replace(resolved, settings=settings)
+
+
+def restore_everywhere(trainer: Trainer, run: Run) -> None:
+    """Restore in the process that holds the run folder, and copy its state into the others: they need no disk of it."""
+    group = trainer.group
+
+    def restored() -> dict[str, Any]:
+        restore_newest(trainer, run)
+        return {"step": trainer.step, **trainer.snapshot().state} if group.size > 1 else {}
+
+    state = group.from_writer(restored)
+    if group.size == 1:
+        return
+    model = {name: weight.detach() for name, weight in trainer.model.named_parameters()}
+    moments = trainer.optimizer.state()
+    if not group.writes and state["optimizer_steps"]:
+        like = next(iter(model.values()))
+        moments = {name: like.new_zeros(shape) for name, shape in trainer.optimizer.shapes().items()}
+    group.from_writer_tensors([*model.values(), *(moments[name] for name in sorted(moments))])
+    if not group.writes:
+        trainer.restore(Checkpoint(state["step"], model, moments, state))
+
+
+def _none_good(reasons: Sequence[str]) -> Problems:
+    return Problems(
+        Problem("No checkpoint of the run is good.", found="; ".join(reasons[:6]),
+                wanted="one whose files are as they were written", fix="start another run with another --out"), Exit.DATA,
+    )  # fmt: skip

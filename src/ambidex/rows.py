@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from ambidex.errors import Exit, Problem, Problems
+from ambidex.files import open_plain
+
 METRICS = "metrics.csv"
 COLUMNS = ("step", "tokens", "loss", "val_loss", "lr", "grad_norm", "seconds", "tokens_per_second")
+LARGEST = 1 << 30  # bytes; a million steps take a tenth of it
+LONGEST_ROW = 1 << 12  # characters
 TAIL = 4096  # bytes; a row takes about 120
 
 
@@ -34,8 +40,8 @@ class Row:
     def parse(cls, cells: Mapping[str, str]) -> Row:
         """Raises ValueError or KeyError for anything that is no row of ours."""
         return cls(
-            step=int(cells["step"]),
-            tokens=int(cells["tokens"]),
+            step=_count(cells["step"]),
+            tokens=_count(cells["tokens"]),
             loss=float(cells["loss"]),
             val_loss=float(cells["val_loss"]) if cells["val_loss"] else None,
             lr=float(cells["lr"]),
@@ -45,29 +51,45 @@ class Row:
         )
 
 
+def _count(text: str) -> int:
+    number = int(text)
+    if not 0 <= number < 1 << 63:
+        raise ValueError("no count of ours")
+    return number
+
+
 def read_metrics(path: Path) -> list[Row]:
     """Rows of a metrics file. A last line cut short by a kill is left out, since its step is trained again."""
     rows: list[Row] = []
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            for cells in csv.DictReader(file):
+        with io.TextIOWrapper(io.BufferedReader(open_plain(path)), "utf-8", newline="") as file:
+            if os.fstat(file.fileno()).st_size > LARGEST:
+                raise _too_large(path)
+            for cells in csv.DictReader(iter(lambda: file.readline(LONGEST_ROW), "")):
                 try:
                     rows.append(Row.parse(cells))
                 except (KeyError, ValueError, TypeError):
                     break
-    except (OSError, UnicodeDecodeError, csv.Error):
+    except (OSError, ValueError, csv.Error):
         return rows
     return rows
+
+
+def _too_large(path: Path) -> Problems:
+    return Problems(
+        Problem(f"{METRICS} is too large to be read.", found=str(path), wanted=f"at most {LARGEST:,} bytes"),
+        Exit.DATA,
+    )
 
 
 def read_tail(path: Path) -> list[Row]:
     """The last whole rows, from the end of the file alone: a long run's is read every second."""
     try:
-        with path.open("rb") as file:
+        with open_plain(path) as file:
             file.seek(0, io.SEEK_END)
             file.seek(max(0, file.tell() - TAIL))
             lines = file.read(TAIL).decode("utf-8", "replace").split("\n")[:-1]
-    except OSError:
+    except (OSError, ValueError):
         return []
     rows: list[Row] = []
     for line in lines:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -12,11 +11,11 @@ from typing import Any
 
 import ambidex
 from ambidex.errors import Exit, Problems
+from ambidex.escaping import printable, typed
 from ambidex.glance import Glance, Saved, glance, read_samples, saved, whole
 from ambidex.page.markup import (
     Child,
     Element,
-    clean,
     document,
     el,
     folded,
@@ -48,7 +47,7 @@ def report(run: Path, file: Path | None) -> int:
         raise Problems([], Exit.DATA)
     target = file or run / REPORT
     write(target, page(found))
-    print(f"written  {clean(str(target))}")
+    print(f"written  {printable(str(target))}")
     return Exit.DONE
 
 
@@ -79,7 +78,9 @@ def _summary(found: Glance, rows: Sequence[Row]) -> Element:
         ("numbers", f"{short(card.get('precision'), 20)}, threads: {short(card.get('threads'), 20)}"),
         ("text", _text(card.get("data"))), ("started", short(card.get("started"), 60)),
     ]  # fmt: skip
-    evaluated = [(row.step, row.val_loss) for row in rows if row.val_loss is not None]
+    evaluated = [
+        (row.step, row.val_loss) for row in rows if row.val_loss is not None and math.isfinite(row.val_loss)
+    ]
     if evaluated:
         best = min(evaluated, key=lambda pair: pair[1])
         facts.append(
@@ -163,7 +164,7 @@ def _speed(card: Mapping[str, Any], rows: Sequence[Row]) -> Element:
         facts.append(("one matrix product", f"reached {rate / 1e9:,.0f} GFLOP/s before the training began"))
     if len(rows) < 2:
         return section("Speed and memory", _facts(facts), name="speed")
-    speeds = [row.tokens_per_second for row in rows[1:]]
+    speeds = [row.tokens_per_second for row in rows[1:] if math.isfinite(row.tokens_per_second)] or [0.0]
     facts = [("tokens per second", f"{statistics.median(speeds):,.0f} in the median step"), *facts]
     if rows[-1].seconds > 0:
         facts.insert(
@@ -260,7 +261,7 @@ def _settings(card: Mapping[str, Any]) -> Element:
 
 
 def _repeat(found: Glance) -> Element:
-    run = shlex.quote(str(found.path))
+    run = typed([str(found.path)])
     parts: list[Child] = [preformatted(command(found.card), "command that repeats the run")]
     parts.append(
         el(

@@ -2,37 +2,46 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ambidex import checkpoint
+from ambidex import checkpoint, health
 from ambidex.cardfile import CARD, read_card
 from ambidex.device import image
 from ambidex.errors import Exit, Problem, Problems
-from ambidex.files import replace_synced
+from ambidex.escaping import printable, typed
+from ambidex.files import read_small, replace_synced, sync_folder
 from ambidex.glance import LOCK
 from ambidex.rows import METRICS, Row, read_metrics, render_rows
 
 PLOT, SAMPLES, SUMMARY = "loss.png", "samples.md", "summary.md"
 TOKENIZER = "tokenizer.json"
 CARD_FORMAT = 1
+LARGEST_SAMPLES = 1 << 26
 
 
 class Run:
     """A run folder. Reading needs no lock; training holds ``lock()`` for as long as it writes."""
 
+    writes = True  # whether what is to be written here is written by this process
+
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         # Long enough for `ambidex top` to have looked, far too short for a training to end.
         self._lock = FileLock(self.path / LOCK, timeout=0.3)
-        self.watcher: Callable[[Row], None] | None = None  # is told of each row once metrics.csv has it
+        self.watcher: Callable[[Row], None] | None = None  # is told of each row
+        self._unwritten: list[Row] = []  # rows that a full disk would not take
+        self._rows = threading.Lock()  # the saver's thread asks for them too
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
@@ -50,6 +59,9 @@ class Run:
     def metrics(self) -> list[Row]:
         """All rows so far, oldest first."""
         return read_metrics(self.path / METRICS)
+
+    def command_to_resume(self) -> str:
+        return f"ambidex train --resume --out {typed([str(self.path)])}"
 
     def holds_card(self) -> bool:
         return (self.path / CARD).exists()
@@ -74,9 +86,12 @@ class Run:
 
     def write(self, name: str, text: str) -> None:
         """Replace a small file of the run at once."""
+        # A folder's name need not be UTF-8; what is not becomes \\udcXX, which JSON reads back as it was.
+        self.write_bytes(name, text.encode("utf-8", "backslashreplace"))
+
+    def write_bytes(self, name: str, content: bytes) -> None:
         try:
-            # A folder's name need not be UTF-8; what is not becomes \\udcXX, which JSON reads back as it was.
-            replace_synced(self.path / name, text.encode("utf-8", "backslashreplace"))
+            replace_synced(self.path / name, content)
         except OSError as error:
             raise cannot_write(self.path, error) from None
 
@@ -84,17 +99,41 @@ class Run:
         self.write(CARD, json.dumps({"format": CARD_FORMAT, **card}, indent=2, ensure_ascii=False) + "\n")
 
     def append(self, rows: Sequence[Row]) -> None:
-        """Add rows to metrics.csv, with its header where the file is new."""
-        path = self.path / METRICS
-        try:
-            new = not path.exists()
-            with path.open("a", newline="", encoding="utf-8") as file:
-                file.write(render_rows(rows, header=new))
-        except OSError as error:
-            raise cannot_write(self.path, error) from None
+        """Add rows to metrics.csv, with its header where the file is new.
+
+        Rows that cannot be written now are kept and go before the next; `sync_metrics` insists on them.
+        """
+        with self._rows, suppress(OSError):
+            self._unwritten += rows
+            self._write_rows()
         if self.watcher is not None:
             for row in rows:
                 self.watcher(row)
+
+    def _write_rows(self) -> None:
+        """Raises OSError, and leaves the file without half a row."""
+        path = self.path / METRICS
+        before = path.stat().st_size if path.exists() else 0
+        content = render_rows(self._unwritten, header=not before).encode()
+        try:
+            with path.open("ab", buffering=0) as file:
+                if file.write(content) != len(content):
+                    raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError:
+            with suppress(OSError):
+                os.truncate(path, before)
+            raise
+        self._unwritten.clear()
+
+    def sync_metrics(self) -> None:
+        """All rows so far down to the disk: a checkpoint must not outlive the rows before it. Raises OSError."""
+        with self._rows:
+            left = len(self._unwritten)
+        if left:
+            raise OSError(errno.ENOSPC, f"{left} rows of {METRICS} could not be written")
+        with (self.path / METRICS).open("rb+") as file:
+            os.fsync(file.fileno())
+        sync_folder(self.path)
 
     def cut_back(self, step: int) -> None:
         """Drop what came after ``step``: a resumed run writes those rows again."""
@@ -102,6 +141,10 @@ class Run:
             return
         kept = [row for row in self.metrics if row.step <= step]
         self.write(METRICS, render_rows(kept, header=True))
+        try:
+            health.cut_back(self.path, step)
+        except OSError as error:
+            raise cannot_write(self.path, error) from None
         self.write(SAMPLES, _samples_up_to(self._samples(), step))
 
     def add_sample(self, row: Row, steps: int, prompt: str, text: str) -> None:
@@ -117,16 +160,16 @@ class Run:
             self._samples()
             or "# Samples\n\nWhat the model writes as it learns. The first lines are the prompt.\n"
         )
-        self.write(SAMPLES, f"{before}\n{heading}\n\n{fence}text\n{printable(prompt + text)}\n{fence}\n")
+        self.write(SAMPLES, f"{before}\n{heading}\n\n{fence}text\n{readable(prompt + text)}\n{fence}\n")
 
     def _samples(self) -> str:
         try:
-            return (self.path / SAMPLES).read_text("utf-8")
-        except (OSError, UnicodeDecodeError):
+            return read_small(self.path / SAMPLES, LARGEST_SAMPLES).decode()
+        except (OSError, ValueError):
             return ""
 
-    def plot(self) -> Path | None:
-        """Draw loss.png from metrics.csv; None where there is nothing to draw yet."""
+    def picture(self) -> bytes | None:
+        """The losses of metrics.csv, drawn as PNG; None where there is nothing to draw yet."""
         rows = self.metrics
         if not rows:
             return None
@@ -145,6 +188,9 @@ class Run:
             last_step, last_loss = evaluated[-1]
             axes.annotate(f"{last_loss:.3f}", (last_step, last_loss), textcoords="offset points", xytext=(-6, 10),
                           ha="right", color="#b3391f")  # fmt: skip
+        if spikes := set(health.spike_steps([(row.step, row.loss) for row in rows])):
+            marked = [(row.step, row.loss) for row in rows if row.step in spikes]
+            axes.plot(*zip(*marked), "v", color="#6b4fa0", markersize=6, label="spike")
         axes.set(xlabel="step", ylabel="loss (nats per token)")
         axes.set_title(printable(self.path.name), parse_math=False)  # a name may hold dollars
         axes.grid(alpha=0.25)
@@ -153,10 +199,14 @@ class Run:
             axes.spines[side].set_visible(False)
         picture = io.BytesIO()
         figure.savefig(picture, format="png")
-        try:
-            replace_synced(self.path / PLOT, picture.getvalue())
-        except OSError as error:
-            raise cannot_write(self.path, error) from None
+        return picture.getvalue()
+
+    def plot(self) -> Path | None:
+        """Draw loss.png; None where there is nothing to draw yet."""
+        picture = self.picture()
+        if picture is None:
+            return None
+        self.write_bytes(PLOT, picture)
         return self.path / PLOT
 
     def finished(self) -> bool:
@@ -165,11 +215,42 @@ class Run:
         return bool(steps) and steps[-1] >= int(self.card["config"]["steps"])
 
 
-def printable(text: str) -> str:
+class Follower(Run):
+    """A run folder that another process writes: what this one would write is left to that one."""
+
+    def __init__(self, path: Path | str, card: Mapping[str, Any]) -> None:
+        super().__init__(path)
+        self._card = dict(card)
+
+    writes = False
+
+    @property
+    def card(self) -> dict[str, Any]:
+        return self._card
+
+    def holds_card(self) -> bool:
+        return bool(self._card)
+
+    def lock(self) -> None: ...
+
+    def unlock(self) -> None: ...
+
+    def write_bytes(self, name: str, content: bytes) -> None: ...
+
+    def write_card(self, card: Mapping[str, Any]) -> None: ...
+
+    def append(self, rows: Sequence[Row]) -> None: ...
+
+    def cut_back(self, step: int) -> None: ...
+
+    def add_sample(self, row: Row, steps: int, prompt: str, text: str) -> None: ...
+
+    def plot(self) -> Path | None: ...
+
+
+def readable(text: str) -> str:
     """Control characters that a terminal would obey are shown instead of sent; the end of a document is a blank line."""
-    return "".join(
-        c if c in "\n\t" or c.isprintable() else f"\\x{ord(c):02x}" for c in text.replace("\0", "\n\n")
-    )
+    return printable(text.replace("\0", "\n\n"))
 
 
 def _samples_up_to(text: str, step: int) -> str:

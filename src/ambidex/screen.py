@@ -2,27 +2,43 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 from tqdm import tqdm
 
+from ambidex.escaping import printable
 from ambidex.rows import Row
 
 
 def line(word: str, text: str) -> None:
     """One line of the plan or the end: a word in a column of its own, then a sentence."""
-    print(f"{word:<9}{text}", flush=True)
+    with to_nobody_in_need():
+        print(printable(f"{word:<9}{text}"), flush=True)
+
+
+@contextmanager
+def to_nobody_in_need() -> Iterator[None]:
+    """A reader that has gone away, such as `head` or a closed terminal, is no reason to stop a training."""
+    try:
+        yield
+    except OSError:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
 
 
 class Screen:
     """A bar on a terminal (standard error, so that standard output stays clean); nothing but lines in a log."""
 
-    def __init__(self, steps: int, done: int, tokens_per_step: int, share: float = 0.0) -> None:
+    def __init__(
+        self, steps: int, done: int, tokens_per_step: int, share: float = 0.0, *, silent: bool = False
+    ) -> None:
         """``share``: of one product's measured rate, for each token per second; 0 where it is not known."""
         self._tokens_per_step, self._share = tokens_per_step, share
         self._bar = tqdm(
-            total=steps, initial=done, unit="step", disable=None, dynamic_ncols=True, file=sys.stderr,
+            total=steps, initial=done, unit="step", disable=silent or None, dynamic_ncols=True, file=sys.stderr,
             bar_format="{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
         )  # fmt: skip
         self._steps = steps
@@ -45,11 +61,20 @@ class Screen:
         if row.val_loss is None:
             return
         if not self._headed:
-            tqdm.write(f"{'step':>9}{'loss':>9}{'val_loss':>10}{'seconds':>10}{'tokens/s':>10}{'left':>8}")
+            self.write(f"{'step':>9}{'loss':>9}{'val_loss':>10}{'seconds':>10}{'tokens/s':>10}{'left':>8}")
             self._headed = True
         left = row.seconds / row.step * (self._steps - row.step)
-        tqdm.write(
+        self.write(
             f"{row.step:>9}{row.loss:>9.4f}{row.val_loss:>10.4f}{row.seconds:>10.1f}"
             f"{row.tokens_per_second:>10,.0f}{left:>7.0f}s"
         )
-        sys.stdout.flush()
+
+    def write(self, text: str) -> None:
+        """A line above the bar."""
+        with to_nobody_in_need():
+            tqdm.write(printable(text))
+            sys.stdout.flush()
+
+    def tell(self, word: str, text: str) -> None:
+        """As `line` does, while the bar is there."""
+        self.write(f"{word:<9}{text}")

@@ -30,6 +30,11 @@ def _seconds(value: object) -> object:
     return hours * 3600 + minutes * 60 + seconds
 
 
+def _timeout(value: object) -> object:
+    """``"auto"``, or a duration."""
+    return value if value == "auto" else _seconds(value)
+
+
 def _device(value: object) -> object:
     if not isinstance(value, str) or not DEVICE.fullmatch(value):
         raise ValueError("wanted auto, cpu, cuda, cuda:N or mps")
@@ -47,6 +52,9 @@ def setting(default: Any, help: str, *, numeric: bool, group: str, **bounds: Any
 
 
 Seconds = Annotated[float, BeforeValidator(_seconds)]
+Timeout = Annotated[
+    Literal["auto"] | Annotated[float, Field(ge=0, allow_inf_nan=False)], BeforeValidator(_timeout)
+]
 DeviceName = Annotated[str, BeforeValidator(_device)]
 Sources = Annotated[tuple[str, ...], BeforeValidator(_sources)]
 
@@ -179,6 +187,15 @@ class Settings(BaseModel):
         2, "Newest checkpoints to keep, besides the best.", numeric=False, group="watching", ge=1, le=LARGEST
     )
 
+    non_finite: Literal["stop", "skip"] = setting(
+        "stop", "A loss or gradient that is no finite number: stop (exit 5), or skip that step's update and go on.",
+        numeric=False, group="watching",
+    )  # fmt: skip
+    step_timeout: Timeout = setting(
+        "auto", "A step that takes longer (90s, 5m) hangs, and the process ends (exit 8). auto: 50 times the slowest "
+        "so far, 10 minutes at least. 0: never.", numeric=False, group="watching",
+    )  # fmt: skip
+
     trace: bool = setting(
         False, "Write fingerprints of the probe steps and their rounding floor, for ambidex compare.",
         numeric=False, group="comparing",
@@ -201,8 +218,12 @@ class Settings(BaseModel):
         "auto", "auto: bf16 where the chip has it, else fp32.", numeric=True, group="machine"
     )
     compile: bool = setting(False, "Compile the model with torch.compile.", numeric=True, group="machine")
-    threads: int = setting(0, "CPU threads. 0: the cores that this process may use.", numeric=False,
+    threads: int = setting(0, "CPU threads of each process. 0: the cores that it may use.", numeric=False,
                            group="machine", ge=0, le=4096)  # fmt: skip
+    collective_timeout: Seconds = setting(
+        300.0, "Under torchrun: how long a process waits for the others within a step before it gives up.",
+        numeric=False, group="machine", ge=1, le=86_400, allow_inf_nan=False,
+    )  # fmt: skip
 
     def numeric(self) -> dict[str, Any]:
         """The settings that decide a run's numbers: what "the same configuration" compares."""

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 import os
-import shlex
+import re
 import statistics
 
-from ambidex import plan, runs
+from ambidex import health, plan, runs
 from ambidex.config import Resolved, Settings
-from ambidex.engine import Device
+from ambidex.engine import Device, available_bytes
+from ambidex.escaping import markdown, one_line, typed
 from ambidex.model import Shape
-from ambidex.rows import METRICS
+from ambidex.rows import METRICS, Row
 from ambidex.runs import Run
+from ambidex.saver import SPARE
 from ambidex.screen import line
 from ambidex.text.batches import Batches
 from ambidex.text.tokens import Tokens
@@ -35,6 +37,15 @@ def show_size(settings: Settings, shape: Shape, device: Device) -> None:
         # Linux grants memory that it does not have and kills whoever uses it, so this may be the last word.
         line("", "that is more than is free, and the system may end the process without a word; try "
              + plan.less_memory(settings, shape, device.precision, free))  # fmt: skip
+
+
+def show_saving(settings: Settings, shape: Shape) -> None:
+    """What a checkpoint takes, on disk and in memory, and how much room there is."""
+    size, free = plan.snapshot_bytes(settings, shape), available_bytes()
+    line("saving", f"about {plan.spell_bytes(size)} of disk for each checkpoint, and as much host memory for the copy "
+         "that is written beside training")  # fmt: skip
+    if free is not None and size * SPARE > free:
+        line("", f"{plan.spell_bytes(free)} of memory are free: training will stand still while it saves")
 
 
 def show_length(settings: Settings, shape: Shape, device: Device, batches: Batches) -> None:
@@ -67,9 +78,9 @@ def write_summary(trainer: Trainer, run: Run) -> None:
     last = rows[-1]
     evaluated = [row for row in rows if row.val_loss is not None]
     lines = [
-        f"# {run.path.name}",
+        f"# {markdown(run.path.name)}",
         "",
-        f"{settings.preset}, step {last.step} of {settings.steps}",
+        f"{markdown(settings.preset)}, step {last.step} of {settings.steps}",
         "",
         "| | |",
         "|---|---|",
@@ -91,7 +102,11 @@ def write_summary(trainer: Trainer, run: Run) -> None:
         )
     peak = trainer.device.peak_bytes()
     table["peak memory"] = plan.spell_bytes(peak) if peak else "not known here"
+    if unwell := _unwell(run, rows):
+        table["unwell"] = unwell
     table["device"] = f"{trainer.device.name}, {trainer.device.precision}, {trainer.device.threads} threads"
+    commands = [one_line(command, 4000) for command in next_commands(run, last.step < settings.steps)]
+    fence = "`" * max(3, 1 + max(len(ticks) for command in commands for ticks in re.findall("`*", command)))
     lines += [f"| {name} | {value} |" for name, value in table.items()]
     lines += [
         "",
@@ -99,12 +114,24 @@ def write_summary(trainer: Trainer, run: Run) -> None:
         "",
         "Next:",
         "",
-        "```",
-        *next_commands(run, last.step < settings.steps),
-        "```",
+        fence,
+        *commands,
+        fence,
         "",
     ]
     run.write(runs.SUMMARY, "\n".join(lines))
+
+
+def _unwell(run: Run, rows: list[Row]) -> str:
+    """Loss spikes, and steps whose update was skipped or at which the run stopped: how many, and the first few."""
+    steps = {"spike": set(health.spike_steps([(row.step, row.loss) for row in rows]))}
+    for entry in health.recorded(run.path):
+        if entry["kind"] in ("skipped", "stopped"):
+            steps.setdefault(entry["kind"], set()).add(entry["step"])
+    return "; ".join(
+        f"{kind} at {len(found)} step{'s' * (len(found) > 1)}: {', '.join(map(str, sorted(found)[:8]))}"
+        + (", ..." if len(found) > 8 else "") for kind, found in steps.items() if found
+    )  # fmt: skip
 
 
 def share_per_rate(trainer: Trainer) -> float:
@@ -119,9 +146,8 @@ def bits_per_byte(loss: float, tokens: Tokens) -> float:
 
 
 def next_commands(run: Run, unfinished: bool) -> list[str]:
-    path = shlex.quote(str(run.path))
-    again = [f"ambidex train --resume --out {path}"] if unfinished else []
-    return [*again, f"ambidex sample {path} --tokens 400"]
+    again = [run.command_to_resume()] if unfinished else []
+    return [*again, f"ambidex sample {typed([str(run.path)])} --tokens 400"]
 
 
 def show_end(trainer: Trainer, run: Run) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ambidex.errors import Exit, Problem, Problems
+from ambidex.escaping import one_line
 from ambidex.glance import Glance, glance, runs_in
 
 HEAD = ("run", "state", "step", "loss", "tokens/s", "left", "checkpoint")
@@ -56,7 +57,7 @@ def look(root: Path) -> list[Glance]:
 
 def table(found: Sequence[Glance], root: Path, width: int) -> list[str]:
     if not found:
-        return [f"No runs in {printable(str(root))}. `ambidex train` makes one."]
+        return [f"No runs in {one_line(str(root))}. `ambidex train` makes one."]
     rows = [HEAD, *(cells(one, root) for one in found)]
     widths = [max(len(row[n]) for row in rows) for n in range(len(HEAD))]
     rest = sum(widths[1:]) + 2 * (len(HEAD) - 1)
@@ -66,13 +67,13 @@ def table(found: Sequence[Glance], root: Path, width: int) -> list[str]:
     return [
         *lines,
         "",
-        f"{len(found)} run{'s' * (len(found) != 1)} in {printable(str(root))}, {alive} training",
+        f"{len(found)} run{'s' * (len(found) != 1)} in {one_line(str(root))}, {alive} training",
     ]
 
 
 def cells(one: Glance, root: Path) -> tuple[str, ...]:
     """One line: what is not known is a dash, never a guess."""
-    name = printable(one.path.name if one.path == root else str(one.path.relative_to(root)))
+    name = one_line(one.path.resolve().name if one.path == root else str(one.path.relative_to(root)))
     if one.broken:
         return name, one.state, "-", "-", "-", "-", "-"
     last = one.tail[-1] if one.tail else None
@@ -100,8 +101,3 @@ def spelled(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h {minutes:02}m" if hours else f"{minutes}m {rest:02}s" if minutes else f"{rest}s"
-
-
-def printable(text: str) -> str:
-    """A folder's name may hold what a terminal would obey."""
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)

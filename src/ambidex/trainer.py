@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -12,21 +13,26 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ambidex import checkpoint
+from ambidex import health
 from ambidex.checkpoint import Checkpoint
 from ambidex.config import Settings
-from ambidex.engine import Device, LossScale
+from ambidex.engine import Device, LossScale, available_bytes
 from ambidex.errors import Exit, Problem, Problems
 from ambidex.loss import IGNORED, cross_entropy_sum
 from ambidex.model import LanguageModel
 from ambidex.optim import Optimizer, Schedule
+from ambidex.parallel.group import GradientSum, Group
 from ambidex.rows import Row
 from ambidex.runs import Run
 from ambidex.sampling import generate
+from ambidex.saver import Saver, saver_of
 from ambidex.screen import Screen
 from ambidex.stops import Stops
 from ambidex.text.batches import Batches, validation_batches
 from ambidex.text.tokens import Tokens
+from ambidex.watchdog import Watchdog
+
+EVALUATED = 4096  # tokens at once, where a step takes fewer: without gradients they need no more memory
 
 
 class Observer:
@@ -61,18 +67,22 @@ class Trainer:
     less_memory: str = ""  # what to type where the memory does not suffice
     step: int = 0  # updates done
     seconds: float = 0.0  # spent in training since the run's start, pauses left out
+    skipped_in_a_row: int = 0  # updates, by `non_finite = "skip"`
     best: tuple[float, int] | None = None  # lowest validation loss at a saved step, and that step
     observer: Observer = field(default_factory=Observer)
-    _micro_batches: int = field(init=False, default=1)
+    group: Group = field(default_factory=Group)  # the processes that train together; by default one
+    _rows_at_once: int = field(init=False)  # of a forward pass, at most
+    _gradient_sum: GradientSum = field(init=False)
 
     def __post_init__(self) -> None:
-        self._micro_batches = self.settings.batch_size // (
-            self.settings.micro_batch_size or self.settings.batch_size
-        )
+        share = self.group.most_rows(self.settings.batch_size)
+        self._rows_at_once = min(self.settings.micro_batch_size or share, share)
+        self._gradient_sum = self.group.gradient_sum(self.model)
 
     def update(self) -> Row:
-        """One optimizer update. Raises Problems (exit 5) where loss or gradient are not finite."""
+        """One optimizer update. Raises `NotFinite` (exit 5) where loss or gradient are not finite and may not be."""
         started = time.perf_counter()
+        self.group.step = self.step
         rate = self.schedule.at(self.step)
         inputs, targets = self.batches.batch(self.step)
         self.observer.begins(self, inputs, targets)
@@ -82,10 +92,14 @@ class Trainer:
         if math.isfinite(loss) and math.isfinite(norm):
             self.optimizer.step(rate)
             self.scale.finite_step()
+            self.skipped_in_a_row = 0
         elif math.isfinite(loss) and self.scale.can_shrink():
             self.scale.shrink()  # fp16 overflowed: this batch is skipped, as is usual
+        elif self.settings.non_finite == "skip" and self.skipped_in_a_row < health.MOST_SKIPPED:
+            self.skipped_in_a_row += 1
         else:
-            raise _not_finite(self.step + 1, loss, norm)
+            self.optimizer.zero_gradients()  # the weights are still those of the step before
+            raise NotFinite(self.step + 1, loss, norm)
         self.observer.has_stepped(self, norm)
         self.optimizer.zero_gradients()
         self.device.synchronize()
@@ -98,32 +112,39 @@ class Trainer:
     def accumulate(self, inputs: NDArray[np.int64], targets: NDArray[np.int64]) -> float:
         """Gradients of the mean loss of a whole batch, (batch, context) each; returns that loss in nats per token.
 
-        Sums are divided by the tokens of the whole batch, so any split into micro-batches gives the same gradient.
+        Sums are divided by the tokens of the whole batch, so any split into micro-batches, and of these among
+        processes, gives the same gradient.
         """
+        rows = self.group.rows(len(inputs))
+        parts = -(-(rows.stop - rows.start) // self._rows_at_once)
         total = torch.zeros((), dtype=torch.float64)
-        for some_inputs, some_targets in zip(
-            np.array_split(inputs, self._micro_batches), np.array_split(targets, self._micro_batches)
-        ):
-            with self.device.autocast():
-                hidden = self.forward(self.device.tensor(some_inputs))  # (micro-batch, context, width)
-                loss = cross_entropy_sum(self.model, hidden, self.device.tensor(some_targets)) / targets.size
-            (loss * self.scale.value).backward()  # type: ignore[no-untyped-call]
-            total += loss.detach().double().cpu()
-        return float(total)
+        with self._gradient_sum.over(parts):
+            for some_inputs, some_targets in zip(
+                np.array_split(inputs[rows], parts), np.array_split(targets[rows], parts)
+            ):
+                with self.device.autocast():
+                    hidden = self.forward(self.device.tensor(some_inputs))  # (micro-batch, context, width)
+                    summed = cross_entropy_sum(self.model, hidden, self.device.tensor(some_targets))
+                    loss = summed / targets.size
+                (loss * self.scale.value).backward()  # type: ignore[no-untyped-call]
+                total += loss.detach().double().cpu()
+        return self.group.sums(float(total))[0]
 
     @torch.no_grad()
     def evaluate(self, limit_tokens: int = 0) -> float:
         """Mean loss in nats per token over the held-out text, or over ``limit_tokens`` of it spread evenly."""
         started = time.perf_counter()
         total, counted = 0.0, 0
-        rows = self.settings.micro_batch_size or self.settings.batch_size
-        for inputs, targets in validation_batches(self.tokens, self.settings.context, rows, limit_tokens):
+        rows = min(4 * self._rows_at_once, max(self._rows_at_once, EVALUATED // self.settings.context))
+        batches = validation_batches(self.tokens, self.settings.context, rows, limit_tokens)
+        for inputs, targets in self.group.turns(batches):
             with self.device.autocast():
                 hidden = self.model(self.device.tensor(inputs))
                 total += float(cross_entropy_sum(self.model, hidden, self.device.tensor(targets)))
             counted += int((targets != IGNORED).sum())
+        total, predicted = self.group.sums(total, counted)
         self.seconds += time.perf_counter() - started
-        return total / counted
+        return total / predicted
 
     def sample(self, step: int) -> tuple[str, str]:
         """A prompt and how the model goes on: the setting's prompt, or else how the held-out text begins."""
@@ -143,6 +164,7 @@ class Trainer:
             "best": self.best,
             "scale": [self.scale.value, self.scale.steps_since_change],
             "optimizer_steps": self.optimizer.steps_taken,
+            "skipped_in_a_row": self.skipped_in_a_row,
             "config": self.settings.model_dump(mode="json"),
             "data_hash": self.tokens.data_hash,
         }
@@ -158,6 +180,7 @@ class Trainer:
         self.best = (
             (float(saved.state["best"][0]), int(saved.state["best"][1])) if saved.state["best"] else None
         )
+        self.skipped_in_a_row = int(saved.state.get("skipped_in_a_row", 0))
         self.scale.value, self.scale.steps_since_change = saved.state["scale"]
 
 
@@ -165,29 +188,76 @@ def fit(trainer: Trainer, run: Run, stops: Stops, screen: Screen) -> None:
     """From the step where the trainer stands to the last one, or to the end of the step in which it is told to stop."""
     settings, rhythm = trainer.settings, Rhythm.of(trainer.settings)
     saved = trainer.step
-    while trainer.step < settings.steps and stops.asked is None:
-        trainer.observer.between(trainer)
-        row = trainer.update()
-        if rhythm.evaluates(row.step):
-            whole = row.step == settings.steps
-            row = replace(row, val_loss=trainer.evaluate(0 if whole else settings.evaluation_tokens))
-        run.append([row])
-        screen.show(row)
-        if rhythm.samples(row.step) and settings.sample_tokens:
-            run.add_sample(row, settings.steps, *trainer.sample(row.step))
-        if rhythm.saves(row.step):
-            saved = save(trainer, run, row.val_loss)
-    if saved != trainer.step:
-        save(trainer, run, None)
+    spikes = health.Spikes.after(row.loss for row in run.metrics)
+    saver = saver_of(run, settings.keep, tell=screen.tell, free_bytes=available_bytes)
+    report = run.path / "hang.txt" if run.writes else None
+    watchdog = Watchdog(settings.step_timeout, report, run.command_to_resume(), lambda: saver.wait(60))
+    with saver, watchdog:
+        while trainer.step < settings.steps and not stops.heard(trainer.group.highest):
+            trainer.observer.between(trainer)
+            try:
+                with watchdog.step(trainer.step + 1):
+                    row = trainer.update()
+            except NotFinite as sick:
+                note(trainer, run, screen, "stopped", sick.step, sick.loss, sick.norm)
+                if trainer.step != saved:  # the last good weights, from which --non-finite skip can go on
+                    with watchdog.waiting("The last save"):
+                        save(trainer, None, saver)
+                        saver.finish()
+                raise
+            if rhythm.evaluates(row.step):
+                whole = row.step == settings.steps
+                row = replace(row, val_loss=trainer.evaluate(0 if whole else settings.evaluation_tokens))
+            run.append([row])
+            screen.show(row)
+            if trainer.skipped_in_a_row:
+                note(trainer, run, screen, "skipped", row.step, row.loss, row.grad_norm)
+            elif spikes.is_spike(row.loss):
+                note(trainer, run, screen, "spike", row.step, row.loss, row.grad_norm)
+            if rhythm.samples(row.step) and settings.sample_tokens:
+                add_sample(trainer, run, screen, row)
+            saver.poll()
+            if rhythm.saves(row.step):
+                with watchdog.waiting(f"The save before that of step {row.step}"):
+                    saved = save(trainer, row.val_loss, saver)
+        with watchdog.waiting("The last save"):
+            if saved != trainer.step:
+                save(trainer, None, saver)
+            saver.finish()
 
 
-def save(trainer: Trainer, run: Run, val_loss: float | None) -> int:
-    """Write a checkpoint, then drop the old ones that are neither among the newest nor the best."""
-    if val_loss is not None and (trainer.best is None or val_loss < trainer.best[0]):
+def save(trainer: Trainer, val_loss: float | None, saver: Saver) -> int:
+    """Have a checkpoint written; the old ones that are neither among the newest nor the best go once it is verified."""
+    measured = val_loss is not None and math.isfinite(val_loss)  # NaN would stay the best for ever
+    if val_loss is not None and measured and (trainer.best is None or val_loss < trainer.best[0]):
         trainer.best = val_loss, trainer.step
-    checkpoint.save(run.checkpoints, trainer.snapshot())
-    checkpoint.keep_only(run.checkpoints, trainer.settings.keep, trainer.best[1] if trainer.best else None)
+    trainer.group.agree_on_weights(trainer.model)
+    saver.save(trainer.snapshot(), trainer.best[1] if trainer.best else None)
     return trainer.step
+
+
+def add_sample(trainer: Trainer, run: Run, screen: Screen, row: Row) -> None:
+    """What cannot be written of a sample is told, and no reason to stop."""
+    prompt, text = trainer.sample(row.step)
+    try:
+        run.add_sample(row, trainer.settings.steps, prompt, text)
+    except Problems as problems:
+        screen.tell("", f"no sample at step {row.step}: {problems.problems[0].found}")
+
+
+def note(trainer: Trainer, run: Run, screen: Screen, kind: str, step: int, loss: float, norm: float) -> None:
+    """Say that a step was not as it should be, and record what it was made of; a full disk must not stop training."""
+    words = {
+        "skipped": "its update is skipped",
+        "stopped": "training stops",
+        "spike": "far above the steps before",
+    }
+    screen.tell(kind, f"step {step}: loss {loss:.4f}, gradient norm {norm:.4g}: {words[kind]}; its batch stands in "
+                      f"{run.path / health.HEALTH}")  # fmt: skip
+    if not run.writes:
+        return
+    with suppress(OSError):
+        health.record(run.path, kind, step, loss, norm, trainer.batches.starts(step - 1).tolist())
 
 
 @dataclass(frozen=True)
@@ -216,14 +286,15 @@ class Rhythm:
         return step % self.save_every == 0 or step == self.steps
 
 
-def _not_finite(step: int, loss: float, norm: float) -> Problems:
-    what = (
-        f"The loss at step {step} is not finite."
-        if not math.isfinite(loss)
-        else f"The gradient at step {step} is not finite."
-    )
-    return Problems(
-        Problem(what, found=f"loss {loss}, gradient norm {norm}", wanted="finite numbers",
-                fix="continue from the last checkpoint with a new run at a lower --learning-rate, or --precision fp32"),
-        Exit.LOSS_NOT_FINITE,
-    )  # fmt: skip
+class NotFinite(Problems):
+    """A step whose loss or gradient is no finite number; exit 5. The weights are those before it."""
+
+    def __init__(self, step: int, loss: float, norm: float) -> None:
+        self.step, self.loss, self.norm = step, loss, norm
+        what = "loss" if not math.isfinite(loss) else "gradient"
+        problem = Problem(
+            f"The {what} at step {step} is not finite.", found=f"loss {loss}, gradient norm {norm}", wanted="finite numbers",
+            fix="--resume --non-finite skip passes over this step's batch; or a new run at a lower --learning-rate, or "
+                "--precision fp32",
+        )  # fmt: skip
+        super().__init__(problem, Exit.LOSS_NOT_FINITE)

@@ -3,68 +3,74 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-from ambidex import checkpoint, plan, runs
+from ambidex import trained
 from ambidex.device import cpu as processor
 from ambidex.device.choose import choose
 from ambidex.engine import Device
 from ambidex.errors import Exit, Problem, Problems
 from ambidex.guard import cpu_guard
-from ambidex.model import LanguageModel
-from ambidex.resume import different_shapes, settings_of
-from ambidex.runs import Run
+from ambidex.runs import Run, readable
 from ambidex.sampling import generate
-from ambidex.text import StreamDecoder, Tokenizer, load_tokenizer
+from ambidex.text import StreamDecoder
 
 
 def write(
     path: Path, prompt: str, tokens: int, *, temperature: float, top_k: int, seed: int, device: str
 ) -> int:
     """Print the prompt and ``tokens`` tokens after it as they are made. Raises Problems (exit 2 and 3)."""
-    problems = [
-        Problem(f"{flag} has a value that it cannot have.", found=str(value), wanted=wanted)
-        for flag, value, wanted, good in (
-            ("--tokens", tokens, "0 or more", tokens >= 0),
-            ("--temperature", temperature, "0 or more", temperature >= 0),
-            ("--top-k", top_k, "0 or more", top_k >= 0),
-            ("--seed", seed, "0 or more", seed >= 0),
-        )
-        if not good
-    ]
-    if problems:
-        raise Problems(problems)
-    run = Run(path)
-    choice = choose(device, "flag" if device != "auto" else "default")
-    with cpu_guard(choice.forced_by):
-        machine = Device(choice.name, "fp32", processor.threads_for_training())
-        model, tokenizer = load(run)
-        machine.place(model)
-        begun = [int(token) for token in tokenizer.encode(prompt or "\n")]
-        decoder = StreamDecoder(tokenizer)
-        sys.stdout.write(prompt)
-        for token in generate(model, machine, begun, tokens, temperature=temperature, top_k=top_k, seed=seed):
-            sys.stdout.write(runs.printable(decoder.push(token)))
-            sys.stdout.flush()
-        sys.stdout.write(runs.printable(decoder.finish()) + "\n")
+    asked_by = "flag" if device != "auto" else "default"
+    for number, piece in enumerate(
+        pieces(path, prompt, tokens, temperature=temperature, top_k=top_k, seed=seed, device=device, asked_by=asked_by)
+    ):  # fmt: skip
+        sys.stdout.write(piece if number == 0 else readable(piece))
+        sys.stdout.flush()
+    sys.stdout.write("\n")
     return Exit.DONE
 
 
-def load(run: Run) -> tuple[LanguageModel, Tokenizer]:
-    """Model and tokenizer of the newest good checkpoint. What is passed over is named on standard error."""
-    card = run.card
-    found = checkpoint.newest_good(run.checkpoints)
-    for words in found.skipped:
-        print(words, file=sys.stderr)
-    if found.checkpoint is None:
-        raise Problems(
-            Problem("The run has no good checkpoint.", found="; ".join(found.skipped) or f"{run.checkpoints} holds none",
-                    fix=f"ambidex train --resume --out {run.path}"), Exit.DATA,
-        )  # fmt: skip
-    tokenizer = load_tokenizer(run.path / runs.TOKENIZER)
-    model = LanguageModel(plan.shape_of(settings_of(card), tokenizer.vocabulary_size))
-    wanted = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
-    if wrong := different_shapes(checkpoint.MODEL, found.checkpoint.model, wanted):
-        raise Problems(wrong, Exit.DATA)
-    model.load_state_dict(found.checkpoint.model, strict=False)
-    return model, tokenizer
+def pieces(
+    path: Path,
+    prompt: str,
+    tokens: int,
+    *,
+    temperature: float,
+    top_k: int,
+    seed: int,
+    device: str,
+    asked_by: str,
+) -> Iterator[str]:
+    """The prompt, then the text that a run's model writes after it, piece by piece.
+
+    What is passed over of the run's checkpoints is named on standard error. Raises Problems: exit 2 for a number
+    that cannot be, 3 for a run that cannot be read, the doctor's for a device that cannot be had.
+    """
+    problems = [
+        Problem(f"{flag} has a value that it cannot have.", found=str(value), wanted="0 or more")
+        for flag, value in (
+            ("--tokens", tokens),
+            ("--temperature", temperature),
+            ("--top-k", top_k),
+            ("--seed", seed),
+        )
+        if not value >= 0
+    ]
+    if problems:
+        raise Problems(problems)
+    choice = choose(device, asked_by)
+    with cpu_guard(choice.forced_by):
+        machine = Device(choice.name, "fp32", processor.threads_for_training())
+        found = trained.newest(Run(path))
+        for words in found.skipped:
+            print(words, file=sys.stderr)
+        machine.place(found.model)
+        begun = [int(token) for token in found.tokenizer.encode(prompt or "\n")]
+        decoder = StreamDecoder(found.tokenizer)
+        yield prompt
+        for token in generate(
+            found.model, machine, begun, tokens, temperature=temperature, top_k=top_k, seed=seed
+        ):
+            yield decoder.push(token)
+        yield decoder.finish()

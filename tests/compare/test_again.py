@@ -41,7 +41,12 @@ def test_each_reference_is_measured_again_and_the_last_run_is_not(reference: Pat
     again: list[tuple[Path, int]] = []
     runs = [Path(shutil.copytree(reference, tmp_path / name)) for name in "abc"]
     options = argparse.Namespace(
-        reference=str(runs[0]), runs=list(map(str, runs[1:])), skip_missing=False, json=True, measure_again=3
+        reference=str(runs[0]),
+        runs=list(map(str, runs[1:])),
+        skip_missing=False,
+        json=True,
+        measure_again=3,
+        html=None,
     )
     command.run(options, lambda path, legs: again.append((path, legs)))
     assert again == [(runs[0], 3), (runs[1], 3)]

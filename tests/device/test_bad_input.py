@@ -139,12 +139,15 @@ LOUD = {
 @pytest.mark.parametrize("case", LOUD.values(), ids=LOUD.keys())
 def test_a_stream_that_is_not_there_ends_in_no_traceback(case: tuple[str, list[str], int]) -> None:
     stream, words, code = case
-    typed = " ".join([f"'{sys.executable}'", "-m", "ambidex", "doctor", *words, stream])
+    command = [sys.executable, "-m", "ambidex", "doctor", *words]
+    usual = subprocess.run(command, capture_output=True, check=False)
+    typed = " ".join([f"'{sys.executable}'", *command[1:], stream])
     ran = subprocess.run(
         ["/bin/sh", "-c", typed], capture_output=True, text=True, check=False, env=dict(os.environ)
     )
     assert "Traceback" not in ran.stderr
-    assert ran.returncode in (code, 24), ran.stderr  # 24: no torch here
+    # What it says with its streams there depends on the machine: 24 without torch, 22 with a CUDA build in a container.
+    assert ran.returncode in (code, usual.returncode), ran.stderr
 
 
 @pytest.mark.parametrize("text", PRINTED)

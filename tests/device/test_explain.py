@@ -8,58 +8,10 @@ import pytest
 from built_machines import archs
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from printed import PRINTED, WARNING
 
 from ambidex.device import fingerprints
 from ambidex.device.explain import betrayed, explain
-
-WARNING = (
-    "UserWarning: NVIDIA GeForce RTX 5060 Laptop GPU with CUDA capability sm_120 is not compatible with the "
-    "current "
-    "PyTorch installation.\nThe current PyTorch install supports CUDA capabilities sm_50 sm_60 sm_70 sm_75 "
-    "sm_80 sm_86 sm_90.\n"
-)
-# What programs print, and the cause behind it (facts E and F14, and torch's and CUDA's own messages).
-PRINTED = {
-    "RuntimeError: CUDA error: no kernel image is available for execution on the device": "no_kernel_image",
-    "torch.AcceleratorError: CUDA error: no kernel image is available for execution": "no_kernel_image",
-    "CUDA driver error: CUDA_ERROR_NO_BINARY_FOR_GPU": "no_kernel_image",
-    "RuntimeError: HIP error: invalid device function": "invalid_device_function",
-    "The NVIDIA driver on your system is too old (found version 11040).": "driver_old",
-    "CUDA driver version is insufficient for CUDA runtime version": "driver_insufficient",
-    "AssertionError: Torch not compiled with CUDA enabled": "not_compiled",
-    'could not select device driver "" with capabilities: [[gpu]]': "container_toolkit",
-    'could not select device driver "nvidia" with capabilities: [[gpu]]': "container_toolkit",
-    "Error 803: system has unsupported display driver / cuda driver combination": "driver_mismatch",
-    "Failed to initialize NVML: Driver/library version mismatch": "driver_mismatch",
-    "Error 804: forward compatibility was attempted on non supported HW": "forward_compat",
-    "Error 802: system not yet initialized": "not_initialized",
-    "CUDA initialization: CUDA unknown error - this may be due to an incorrectly set": "unknown_999",
-    "Requirement already satisfied: torch==2.13.0 in /x (2.13.0+cpu)": "no_op_install",
-    "Would make no changes": "no_op_install",
-    "OSError: libcuda.so.1: cannot open shared object file: No such file or directory": "libcuda_missing",
-    "ImportError: libcudnn.so.9: cannot open shared object file": "library_missing",
-    "ImportError: libcudart.so.12: cannot open shared object file": "library_missing",
-    "undefined symbol: __nvJitLinkAddData_12_1, version libnvJitLink.so.12": "symbol_nvjitlink",
-    "libtorch_cpu.so: undefined symbol: iJIT_NotifyEvent": "symbol_mkl",
-    "flash_attn.so: undefined symbol: _ZN2at4_ops5zeros4callEN3c108ArrayRef": "symbol_torch",
-    "x.so: undefined symbol: foo_bar": "symbol",
-    "the provided PTX was compiled with an unsupported toolchain.": "ptx_toolchain",
-    "cudaErrorUnsupportedPtxVersion": "ptx_toolchain",
-    "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.": "out_of_memory",
-    "RuntimeError: Found no NVIDIA driver on your system.": "no_driver",
-    "RuntimeError: No CUDA GPUs are available": "no_device",
-    "CUDA error: invalid device ordinal": "ordinal",
-    "RuntimeError: Attempting to deserialize object on a CUDA device but": "deserialize",
-    "CUDA error: device-side assert triggered": "device_assert",
-    "A module that was compiled using NumPy 1.x cannot be run in\nNumPy 2.1.0 as it may crash": "numpy_abi",
-    "ERROR: No matching distribution found for torch==2.4.0": "no_distribution",
-    "ModuleNotFoundError: No module named 'torch'": "no_torch",
-    "[WinError 126] The specified module could not be found. Error loading fbgemm.dll": "dll_missing",
-    "kernel `fmha_cutlassF_f16_aligned_64x64_rf_sm80` is for sm80-sm100, but was built for sm37": "fmha_arch",
-    "ptxas fatal   : Value 'sm_121a' is not defined for option 'gpu-name'": "triton_ptxas",
-    "nvcc fatal   : Unsupported gpu architecture 'compute_120'": "nvcc_arch",
-    "Failed to initialize NVML: Unknown Error": "nvml_lost",
-}
 
 
 @pytest.mark.parametrize(("text", "cause"), PRINTED.items())

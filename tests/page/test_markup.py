@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from reading import elements, is_harmless, name, words
 
 from ambidex.errors import Exit, Problems
-from ambidex.page.markup import clean, document, el, folded, preformatted, section, short, table, write
+from ambidex.escaping import printable
+from ambidex.page.markup import document, el, folded, preformatted, section, short, table, write
 
 EVIL = st.one_of(
     st.text(),
@@ -37,12 +38,12 @@ def test_a_name_becomes_text_and_nothing_else(a: str, b: str, c: str) -> None:
     )
     found = is_harmless(document(a, [el("h1", b)], [body], c))
     assert [name(e) for e in elements(found)].count("td") == 2
-    assert "".join(next(e for e in elements(found) if name(e) == "pre").itertext()) == clean(b)
+    assert "".join(next(e for e in elements(found) if name(e) == "pre").itertext()) == printable(b)
 
 
 @given(EVIL)
 def test_what_a_reader_cannot_see_is_shown_as_its_number(text: str) -> None:
-    assert all(c in "\n\t" or c.isprintable() for c in clean(text))
+    assert all(c in "\n\t" or c.isprintable() for c in printable(text))
 
 
 @given(st.recursive(st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text()),

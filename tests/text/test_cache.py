@@ -94,7 +94,7 @@ def test_of_processes_that_start_at_once_one_builds_and_the_others_wait_for_it(
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGKILL")
 @pytest.mark.parametrize(
-    "instant", ["tokens._cut", "tokens._write_manifest", "cache._sync", "cache._sync_folder"]
+    "instant", ["tokens._cut", "tokens._write_manifest", "cache.sync_files", "cache.sync_folder"]
 )
 def test_a_kill_at_any_instant_leaves_a_usable_cache(
     instant: str, text: Path, cache: Path, tokens_of: TokensOf, capsys: pytest.CaptureFixture[str]

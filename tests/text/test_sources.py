@@ -16,7 +16,7 @@ import pytest
 
 from ambidex.errors import Problems
 from ambidex.text import Tokens
-from ambidex.text.sources import find_sources, printable
+from ambidex.text.sources import find_sources, spelled
 
 TokensOf = Callable[..., Tokens]
 needs_posix = pytest.mark.skipif(sys.platform == "win32", reason="makes links and named pipes")
@@ -125,7 +125,7 @@ def test_a_name_that_is_no_utf8_is_read_and_prints(tmp_path: Path, tokens_of: To
     tokens = tokens_of(os.fsdecode(path))
     assert text_of(tokens) == b"text " * 20
     assert "caf\\xe9.txt" in str(tokens.summary)
-    assert printable(os.fsdecode(path)).endswith("caf\\xe9.txt")
+    assert spelled(os.fsdecode(path)).endswith("caf\\xe9.txt")
 
 
 def test_the_same_file_given_twice_counts_once(tmp_path: Path, tokens_of: TokensOf) -> None:
@@ -188,7 +188,7 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path: Path, tokens_of: Tok
         (b"\xfd7zXZ\x00", "xz -d"),
         (b"PK\x03\x04", "unzip"),
         ("text".encode("utf-16"), "UTF-16"),
-        (gzip.compress(b"text"), "ends in .gz"),
+        (gzip.compress(b"text", mtime=0), "ends in .gz"),
         (b"abc\0", "a NUL byte at byte 3"),
         (b"\x01\x02\x03\x04text", "4 control characters"),
     ],

@@ -12,8 +12,8 @@ from ambidex.errors import Problem
 FREE = frozenset(
     {"preset", "time", "out", "resume", "dry_run", "data", "field", "evaluate_every", "evaluation_tokens",
      "sample_every", "sample_tokens", "prompt", "save_every", "keep", "device", "threads", "tensorboard", "trace",
-     "trace_states", "trace_band",
-     "from_trace", "compile", "micro_batch_size", "precision"}
+      "trace_states", "trace_band", "non_finite", "step_timeout", "collective_timeout",
+      "from_trace", "compile", "micro_batch_size", "precision"}
 )  # fmt: skip
 
 MATTERS = (
@@ -28,6 +28,7 @@ MATTERS = (
     ("numerics.cpu_capability", "other vector code: sums in another order"),
     ("numerics.deterministic", "sums in an order that may change"),
     ("config.micro_batch_size", "gradients are added in another order"),
+    ("processes", "gradients are added in another order"),
     ("threads", "sums may be split elsewhere"),
     ("cpu.isa", "other instructions"),
     ("cpu.name", "another processor"),

@@ -13,6 +13,7 @@ from ambidex.compare import folder, report
 from ambidex.compare.folder import Folder
 from ambidex.compare.judge import Verdict, judge
 from ambidex.errors import Problem, Problems
+from ambidex.escaping import one_line
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +49,7 @@ def run(options: argparse.Namespace, measure_again: Callable[[Path, int], None])
     if options.skip_missing:
         missing = [path for path in paths if not folder.holds_run(path)]
         for path in missing:
-            print(f"left out: {report.plain(str(path))} holds no run", file=sys.stderr)
+            print(f"left out: {one_line(str(path))} holds no run", file=sys.stderr)
         paths = [path for path in paths if path not in missing]
         if len(paths) < 2:
             raise Problems(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ambidex.compare.recorder import Recorder, in_backward
+from ambidex.parallel.group import Group
 
 
 def boundaries(model: nn.Module) -> list[str]:
@@ -49,7 +50,8 @@ class _Graft(torch.autograd.Function):
 class Taker:
     """Takes down what comes to each boundary in one step: the input, and the gradient with respect to it."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, group: Group) -> None:
+        self._group = group
         self._parts: dict[str, list[Tensor]] = {}
         self._gradients: dict[str, dict[int, Tensor]] = {}
         modules = dict(model.named_modules())
@@ -73,8 +75,8 @@ class Taker:
 
         return hook
 
-    def done(self) -> dict[str, Tensor]:
-        """``input.NAME`` and ``gradient.NAME``, of the whole batch each."""
+    def done(self, rows: int) -> dict[str, Tensor]:
+        """``input.NAME`` and ``gradient.NAME``, of the ``rows`` of the whole batch each."""
         for hook in self._hooks:
             hook.remove()
         inputs = {f"input.{name}": torch.cat(parts) for name, parts in self._parts.items()}
@@ -83,7 +85,7 @@ class Taker:
             for name, by_part in self._gradients.items()
             if len(by_part) == len(self._parts[name])
         }
-        return inputs | gradients
+        return {name: self._group.whole(part, rows) for name, part in (inputs | gradients).items()}
 
 
 class Feeder:
@@ -92,6 +94,8 @@ class Feeder:
     def __init__(self, recorder: Recorder, fed: Mapping[str, Tensor]) -> None:
         self._recorder, self._fed = recorder, fed
         self._rows: dict[str, int] = {}
+        whole = next((len(t) for name, t in fed.items() if name.startswith("input.")), 0)
+        self._first = recorder.group.rows(whole).start  # this process's first row of the whole batch
         self._hooks: list[RemovableHandle] = []
         modules = dict(recorder.model.named_modules())
         for name in boundaries(recorder.model):
@@ -101,7 +105,7 @@ class Feeder:
     def _graft(self, name: str) -> Any:
         def hook(module: nn.Module, arguments: tuple[Any, ...]) -> Any:
             x = arguments[0]
-            first = self._rows.get(name, 0)
+            first = self._rows.get(name, self._first)
             last = self._rows[name] = first + x.shape[0]
             value, gradient = (
                 self._fed[f"{part}.{name}"][first:last].to(x.device, x.dtype)

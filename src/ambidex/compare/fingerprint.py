@@ -92,6 +92,21 @@ class Sketch:
             self._sums += np.bincount(places, weights=part, minlength=2 * BUCKETS)[_turn(piece)]
             done += part.size
 
+    def numbers(self) -> Floats:
+        """All that has been taken in: (133,)."""
+        few = [self._largest, self.elements, self._squares, self._total, self._not_finite]
+        return np.concatenate([np.array(few, dtype=np.float64), self._sums])
+
+    @classmethod
+    def of_parts(cls, parts: Floats) -> Sketch:
+        """One of a tensor of which others hold a part each, by their ``numbers()``: (N, 133)."""
+        whole = cls()
+        whole._largest = float(parts[:, 0].max())
+        elements, whole._squares, whole._total, not_finite = map(float, parts[:, 1:5].sum(axis=0))
+        whole.elements, whole._not_finite = int(elements), int(not_finite)
+        whole._sums = parts[:, 5:].sum(axis=0)
+        return whole
+
     def fingerprint(self) -> Fingerprint:
         sums = self._sums[:BUCKETS] - self._sums[BUCKETS:]
         mean = self._total / self.elements if self.elements else 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,9 @@ from typing import Any
 from ambidex.cardfile import CARD, read_card
 from ambidex.compare import tracefile
 from ambidex.compare.tracefile import Trace
+from ambidex.files import open_plain
+
+LONGEST_ROW = 1 << 12  # characters
 
 
 @dataclass(frozen=True)
@@ -54,14 +58,14 @@ def read_metrics(path: Path) -> list[Row]:
     """Rows up to the first that is none: a run under way may have written half a line."""
     rows: list[Row] = []
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            for cells in csv.DictReader(file):
+        with io.TextIOWrapper(io.BufferedReader(open_plain(path)), "utf-8", newline="") as file:
+            for cells in csv.DictReader(iter(lambda: file.readline(LONGEST_ROW), "")):
                 row = Row(
                     int(cells["step"]), float(cells["loss"]), float(cells["lr"]), float(cells["grad_norm"])
                 )
                 if not all(map(math.isfinite, (row.loss, row.rate, row.norm))):
                     break
                 rows.append(row)
-    except (OSError, UnicodeDecodeError, csv.Error, KeyError, ValueError, TypeError):
+    except (OSError, csv.Error, KeyError, ValueError, TypeError):
         return rows
     return rows

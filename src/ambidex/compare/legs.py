@@ -64,7 +64,7 @@ class TakingWatcher(Watcher):
 
     def __init__(self, recorder: Recorder) -> None:
         super().__init__(recorder)
-        self._taker: Taker | None = Taker(recorder.model)
+        self._taker: Taker | None = Taker(recorder.model, recorder.group)
         self.taken: dict[str, Tensor] = {}
 
     def has_gradients(self, trainer: Trainer, loss: float) -> None:
@@ -75,12 +75,14 @@ class TakingWatcher(Watcher):
                 for name, weight in trainer.model.named_parameters()
                 if weight.grad is not None
             }
-            self.taken = self._taker.done() | parameters
+            self.taken = self._taker.done(trainer.settings.batch_size) | parameters
             self._taker = None
 
 
 def recorder_for(trainer: Trainer, steps: set[int]) -> Recorder:
-    return Recorder(trainer.model, trainer.optimizer.state, steps, lambda: trainer.scale.value)
+    recorder = Recorder(trainer.model, trainer.optimizer.state, steps, lambda: trainer.scale.value)
+    recorder.group = trainer.group
+    return recorder
 
 
 def play(trainer: Trainer, state: Checkpoint, watcher: Observer, count: int,

@@ -5,7 +5,6 @@ Only what `judge` found is said here, in the words of `report`; the plots are th
 
 from __future__ import annotations
 
-import shlex
 import statistics
 from collections.abc import Sequence
 from itertools import pairwise
@@ -19,6 +18,7 @@ from ambidex.compare.curves import Curve, loss_figures
 from ambidex.compare.folder import Folder
 from ambidex.compare.judge import Verdict
 from ambidex.compare.ratios import ratio_figures
+from ambidex.escaping import typed
 from ambidex.page.markup import Child, Element, document, el, preformatted, section, short, table
 from ambidex.rows import METRICS, Row, read_metrics
 
@@ -253,7 +253,7 @@ def _reading() -> Element:
 
 
 def _repeat(folders: Sequence[Folder]) -> Element:
-    command = shlex.join(
+    command = typed(
         ["ambidex", "compare", *(short(str(f.path), 500) for f in folders), "--html", "compare.html"]
     )
     return section("How to make this page again", preformatted(command, "command"), name="repeat")

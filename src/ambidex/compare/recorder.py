@@ -7,6 +7,7 @@ clipping, ``norm``, ``clipped``, the moments, and the update: weights after minu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from ambidex import products
 from ambidex.compare.fingerprint import Sketch, fingerprint
 from ambidex.compare.tracefile import Key, Record
+from ambidex.parallel.group import Group
 
 STEADY = 0.1  # a share of the second moment's root: elements well below it move by their sign alone
 Array = NDArray[Any]
@@ -38,10 +40,11 @@ class Recorder:
         self.record: Record = {}
         self.feeds: dict[str, list[str]] = {}
         self.shapes: dict[str, list[int]] = {}
+        self.group = Group()  # the processes that share a step's batch
         self.recording = False
         self.watches_modules = True  # off where the model is compiled: hooks would have it compiled anew
         self.replaced: set[str] = set()  # modules whose output's gradient somebody else accounts for
-        self._step = 0
+        self._step = self._batch = 0  # rows of the whole batch
         self._sketches: dict[tuple[str, str], Sketch] = {}
         self._seen: dict[tuple[str, str], int] = {}  # elements of this step so far, by kind and module
         self._made: dict[tuple[int, int], tuple[str, Tensor]] = {}  # this forward's outputs, kept alive
@@ -58,6 +61,7 @@ class Recorder:
         if not self.recording:
             return
         self._sketches, self._seen, self._made, self._same = {}, {}, {}, {}
+        self._batch = len(inputs) if inputs is not None else 0
         self._before = {name: array(weight, copy=True) for name, weight in self._weights()}
         if step == 0:
             for name, before in self._before.items():
@@ -72,6 +76,7 @@ class Recorder:
         if not self.recording:
             return
         self._detach()
+        self._add_processes()
         passed_on: dict[str, list[str]] = {}
         for outer, inner in self._same.items():
             passed_on.setdefault(inner, []).append(outer)
@@ -127,12 +132,23 @@ class Recorder:
             if unseen.any():
                 self._whole("unseen_update", name, update * unseen[:, None])
 
+    def _add_processes(self) -> None:
+        """What each process has seen of its rows becomes what there is of the whole batch."""
+        if self.group.size == 1 or not self._sketches:
+            return
+        parts = self.group.gather(np.stack([sketch.numbers() for sketch in self._sketches.values()]))
+        for number, (kind, name) in enumerate(list(self._sketches)):
+            whole = self._sketches[kind, name] = Sketch.of_parts(parts[:, number])
+            shape = self.shapes[f"{kind} {name}"]
+            shape[0] = whole.elements // max(1, math.prod(shape[1:]))
+
     def account(self, kind: str, name: str, values: Tensor, start: int) -> None:
         """Add a part of a tensor whose first element is number ``start`` of the whole batch's."""
+        begun = (kind, name) in self._sketches
         sketch = self._sketches.setdefault((kind, name), Sketch())
         factor = 1.0 / self.loss_scale() if kind.endswith("gradient") else 1.0
         sketch.add(array(values), start, factor)
-        rows = self.shapes.get(f"{kind} {name}", [0])[0] if start else 0
+        rows = self.shapes[f"{kind} {name}"][0] if begun else 0
         shape = list(values.shape) or [1]
         self.shapes[f"{kind} {name}"] = [rows + shape[0], *shape[1:]]
 
@@ -171,8 +187,7 @@ class Recorder:
         self._made.clear()
         tokens = arguments[0] if arguments else None
         if isinstance(tokens, Tensor):
-            start = self._seen.get(("tokens", "model"), 0)
-            self._seen["tokens", "model"] = start + tokens.numel()
+            start = self._place("tokens", "model", tokens)
             self.account("tokens", "model", tokens if tokens.is_floating_point() else tokens.double(), start)
 
     def _watch(self, name: str) -> Callable[..., None]:
@@ -214,9 +229,15 @@ class Recorder:
         else:
             self._same[name] = inner
 
-    def _see(self, kind: str, name: str, values: Tensor) -> None:
-        start = self._seen.get((kind, name), 0)
+    def _place(self, kind: str, name: str, values: Tensor) -> int:
+        """The number, in the whole batch's tensor, of the first element of this micro-batch's."""
+        before_us: int = self.group.rows(self._batch).start
+        start = self._seen.get((kind, name), before_us * (values.numel() // max(1, values.shape[0])))
         self._seen[kind, name] = start + values.numel()
+        return start
+
+    def _see(self, kind: str, name: str, values: Tensor) -> None:
+        start = self._place(kind, name, values)
         self.account(kind, name, values, start)
         if values.requires_grad:
 

@@ -13,6 +13,7 @@ from ambidex.compare.cards import at
 from ambidex.compare.judge import Verdict
 from ambidex.compare.stages import Finding
 from ambidex.errors import Exit, Problem
+from ambidex.escaping import printable
 
 SCHEMA = 1
 STAGES = {
@@ -38,10 +39,10 @@ def text(verdicts: Sequence[Verdict]) -> str:
 def _paragraph(verdict: Verdict, width: int) -> list[str]:
     """The verdict in one line, and below it why, what inherits it, what was looked at, and what else differs."""
     lines = [
-        plain(f"{verdict.reference.name} -> {verdict.run.name}   ({kind(verdict)})   {headline(verdict)}")
+        printable(f"{verdict.reference.name} -> {verdict.run.name}   ({kind(verdict)})   {headline(verdict)}")
     ]
     for problem in verdict.problems:
-        lines += [f"    {line}" for line in plain(str(problem)).splitlines()]
+        lines += [f"    {line}" for line in printable(str(problem)).splitlines()]
     for words in reasons(verdict):
         lines += _labelled("why", words, width)
     if verdict.downstream:
@@ -174,11 +175,6 @@ def _problem(problem: Problem) -> dict[str, str]:
     return {"what": problem.what, "found": problem.found, "wanted": problem.wanted, "fix": problem.fix}
 
 
-def plain(words: str) -> str:
-    """Names come from files that somebody sent: control characters are shown, never obeyed."""
-    return "".join(c if c == "\n" or c.isprintable() else f"\\x{ord(c):02x}" for c in words)
-
-
 def _short(value: Any) -> str:
     shown = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
     return shown if len(shown) <= 60 else shown[:57] + "..."
@@ -187,4 +183,6 @@ def _short(value: Any) -> str:
 def _labelled(label: str, words: str, width: int) -> list[str]:
     import textwrap
 
-    return textwrap.wrap(plain(words), width, initial_indent=f"    {label:<12}", subsequent_indent=" " * 16)
+    return textwrap.wrap(
+        printable(words), width, initial_indent=f"    {label:<12}", subsequent_indent=" " * 16
+    )

@@ -7,6 +7,7 @@ the parameters before clipping. Large and local: 45 M parameters take about a gi
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,11 @@ import safetensors.torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ambidex import checkpoint
+from ambidex import checkpoint, tensorfile
 from ambidex.cardfile import read_card
 from ambidex.checkpoint import Checkpoint
 from ambidex.errors import Exit, Problem, Problems
-from ambidex.files import replace_synced
+from ambidex.files import open_plain, replace_synced
 
 PROBES = "probes"
 
@@ -42,8 +43,9 @@ class Reference:
     def feed(self, step: int) -> dict[str, Tensor]:
         path = feed_file(self.path, step)
         try:
-            return safetensors.torch.load(path.read_bytes())
-        except (OSError, SafetensorError, ValueError) as error:
+            with open_plain(path) as file:
+                return tensorfile.read(file, hashlib.sha256(), None)
+        except (OSError, ValueError) as error:
             raise _unusable(path, str(error).splitlines()[0]) from None
 
 

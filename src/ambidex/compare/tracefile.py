@@ -20,6 +20,7 @@ from safetensors.numpy import load, save
 
 from ambidex.compare.fingerprint import BUCKETS, STATISTICS, Fingerprint, Floats
 from ambidex.errors import Exit, Problem, Problems
+from ambidex.files import read_small
 
 TRACE = "trace.safetensors"
 FORMAT = 1
@@ -124,9 +125,7 @@ def write(trace: Trace) -> bytes:
 def read(path: Path) -> Trace:
     """The trace at ``path``. Raises Problems (exit 3) with a sentence for whatever is not one that we wrote."""
     try:
-        if path.stat().st_size > LARGEST:
-            raise ValueError(f"larger than {LARGEST >> 20} MB")
-        return parse(path.read_bytes())
+        return parse(read_small(path, LARGEST))
     except OSError as error:
         found = f"{path}: {error.strerror or error}"
     except (

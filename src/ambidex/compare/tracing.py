@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ambidex import runs
 from ambidex.cardfile import read_card
 from ambidex.checkpoint import Checkpoint
 from ambidex.compare import cards, states, tracefile
@@ -17,7 +16,6 @@ from ambidex.compare.legs import Rebuild, TakingWatcher, Watcher, Workshop, play
 from ambidex.compare.states import Reference
 from ambidex.compare.tracefile import BY_BF16, Leg, Table, Trace
 from ambidex.errors import Problems
-from ambidex.files import replace_synced
 from ambidex.runs import Run
 from ambidex.screen import line
 from ambidex.trainer import Observer, Trainer
@@ -67,7 +65,7 @@ class Tracing(Observer):
             self._before_first_step(trainer)
         if self._keeps_states and self._reference is None and trainer.step in self._starts:
             state = trainer.snapshot()
-            states.save_state(self._run.path, state)
+            self._save_state(state)
             line("trace", f"the state at step {trainer.step}, two steps from it, and their floor")
             self._examine(state, keep_feed=True)
             trainer.device.set_numerics()
@@ -110,7 +108,7 @@ class Tracing(Observer):
                 if (
                     self._keeps_states
                 ):  # for a third run: the reference's states, and what this build makes of them
-                    states.save_state(self._run.path, from_there)
+                    self._save_state(from_there)
                 self._examine(from_there, keep_feed=self._keeps_states)
         elif self._native != "fp32" and not self._keeps_states:
             self._examine(state, keep_feed=False)
@@ -131,7 +129,7 @@ class Tracing(Observer):
             taking = keep_feed and precision == "fp32"
             watcher = TakingWatcher(recorder) if taking else Watcher(recorder)
             play(workshop.same, state, watcher, count)
-            if isinstance(watcher, TakingWatcher):
+            if isinstance(watcher, TakingWatcher) and self._run.writes:
                 states.save_feed(self._run.path, state.step, watcher.taken, self._trace.identity)
             floors = workshop.floor_tables(state, steps, count)
             table = with_floor(Table.of(recorder.record), floors)
@@ -141,6 +139,10 @@ class Tracing(Observer):
                 recorder = recorder_for(workshop.same, {state.step})
                 play(workshop.same, state, Watcher(recorder, self._reference.feed(state.step)), 1)
                 self._trace.legs[Leg("fed", state.step, precision)] = Table.of(recorder.record)
+
+    def _save_state(self, state: Checkpoint) -> None:
+        if self._run.writes:
+            states.save_state(self._run.path, state)
 
     def _steps_from(self, start: int, precision: str) -> int:
         """Two, but as many as a free run's floor reaches in the fp32 steps that stand for a lower precision's free run.
@@ -163,10 +165,7 @@ class Tracing(Observer):
         )
         self._trace.feeds.update(self._recorder.feeds)
         self._trace.shapes.update(self._recorder.shapes)
-        try:
-            replace_synced(self._run.path / tracefile.TRACE, tracefile.write(self._trace))
-        except OSError as error:
-            raise runs.cannot_write(self._run.path, error) from None
+        self._run.write_bytes(tracefile.TRACE, tracefile.write(self._trace))
 
 
 def _fitting(reference: Reference, trainer: Trainer) -> Reference | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from ambidex.errors import Exit, Problem, Problems
+from ambidex.escaping import printable
 from ambidex.files import replace_synced
 
 Element = ElementTree.Element
@@ -24,7 +25,7 @@ STYLE = Path(__file__).with_name("page.css")
 def el(tag: str, *children: Child | Iterable[Child], **attributes: object) -> Element:
     """An element. ``class_="a"`` is the attribute class, ``aria_label`` is aria-label; None leaves one out."""
     made = Element(tag, {
-        name.rstrip("_").replace("_", "-"): clean(str(value)) for name, value in attributes.items() if value is not None
+        name.rstrip("_").replace("_", "-"): printable(str(value)) for name, value in attributes.items() if value is not None
     })  # fmt: skip
     for child in children:
         for one in [child] if child is None or isinstance(child, str | Element) else child:
@@ -36,19 +37,11 @@ def _append(parent: Element, child: Child) -> None:
     if isinstance(child, Element):
         parent.append(child)
     elif child is not None:
-        text = clean(child)
+        text = printable(child)
         if len(parent):
             parent[-1].tail = (parent[-1].tail or "") + text
         else:
             parent.text = (parent.text or "") + text
-
-
-def clean(text: str) -> str:
-    return "".join(c if c in "\n\t" or c.isprintable() else _number(ord(c)) for c in text)
-
-
-def _number(code: int) -> str:
-    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
 
 
 def short(value: object, longest: int = LONGEST) -> str:
@@ -111,9 +104,16 @@ def document(title: str, header: Iterable[Child], main: Iterable[Child], footer:
 
 
 def write(path: Path, text: str) -> None:
-    """Put the page in place at once. Raises Problems (exit 4) where it cannot be written."""
+    """Put the page in place at once. Raises Problems (exit 4) where it cannot be written.
+
+    Through a link, and to what is no plain file (/dev/stdout, a pipe), it is written as it comes: a new file put into
+    their place would take them away.
+    """
     try:
-        replace_synced(path, text.encode("utf-8"))
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            path.write_bytes(text.encode("utf-8"))
+        else:
+            replace_synced(path, text.encode("utf-8"))
     except (OSError, ValueError) as error:
         said = (error.strerror if isinstance(error, OSError) else "") or str(error)
         raise Problems(

@@ -7,7 +7,6 @@ next.
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +16,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ambidex.errors import Exit, Problem, Problems
+from ambidex.files import sync_files, sync_folder
 
 _UNFINISHED = ".building-"
 
@@ -58,10 +58,11 @@ def open_or_build(
             unfinished.mkdir()
             try:
                 build(unfinished)
-                _sync(unfinished)
+                sync_files(unfinished)
+                sync_folder(unfinished)
                 shutil.rmtree(folder, ignore_errors=True)
                 unfinished.rename(folder)
-                _sync_folder(cache)
+                sync_folder(cache)
             finally:
                 shutil.rmtree(unfinished, ignore_errors=True)
     return folder
@@ -119,20 +120,3 @@ def _sweep(cache: Path, key: str) -> None:
             lock.acquire(timeout=0)
             shutil.rmtree(left, ignore_errors=True)
             lock.release()
-
-
-def _sync(folder: Path) -> None:
-    for path in folder.iterdir():
-        with path.open("rb+") as file:
-            os.fsync(file.fileno())
-    _sync_folder(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":  # Windows cannot open a folder, and keeps its own journal of names
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ambidex.errors import Exit, Problem, Problems
 from ambidex.text.readers import Document, Source
-from ambidex.text.sources import describe_skipped, find_sources, printable
+from ambidex.text.sources import describe_skipped, find_sources, spelled
 
 END_OF_DOCUMENT = b"\0"
 _MOST_PROBLEMS = 20  # a folder of ten thousand broken files needs no ten thousand sentences
@@ -35,9 +35,7 @@ class Summary:
     skipped: dict[str, int]  # reason -> number of files
 
     def __str__(self) -> str:
-        parts = [
-            f"{', '.join(map(printable, self.data))}: {self.documents:,} documents, {self.bytes:,} bytes"
-        ]
+        parts = [f"{', '.join(map(spelled, self.data))}: {self.documents:,} documents, {self.bytes:,} bytes"]
         if self.replaced:
             parts.append(f"bytes that are no UTF-8 replaced by U+FFFD in {self.replaced:,} documents")
         if skipped := describe_skipped(self.skipped):
@@ -88,9 +86,7 @@ class Corpus:
             except Problems as more:
                 problems += more.problems
         if not problems and not self.documents:
-            problems.append(
-                Problem(f"no text in {', '.join(map(printable, self.data))}", fix="give more text")
-            )
+            problems.append(Problem(f"no text in {', '.join(map(spelled, self.data))}", fix="give more text"))
         if problems:
             rest = len(problems) - _MOST_PROBLEMS
             more_like_these = [Problem(f"and {rest} more")] if rest > 0 else []

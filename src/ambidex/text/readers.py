@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import gzip
+import io
 import json
 import shutil
 import tempfile
@@ -25,6 +26,7 @@ from ambidex.text.characters import utf8
 
 CHUNK = 1 << 20  # bytes read at once
 LONGEST_LINE = 1 << 28  # a JSON line must be parsed whole, so it is the one thing that memory must hold
+MOST_UNPACKED, SMALLEST_BOMB = 200, 1 << 28  # times the packed size, and bytes that are allowed to any file
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) if hasattr(errno, "EDQUOT") else (errno.ENOSPC,)
 SHOWN = 5  # problems of one kind that are spelled out for one file; the rest are counted
 
@@ -80,6 +82,38 @@ class Stream(Source):
         yield self.content()
 
 
+class _Unpacked(io.RawIOBase):
+    """A gzipped file's content, up to the point where it can no longer be text: then Problems (exit 3).
+
+    A text packs to a quarter, a log to a fiftieth. What packs to a thousandth is nothing to learn from and may be
+    a trap: ten megabytes that unpack to ten gigabytes.
+    """
+
+    def __init__(self, path: Path, name: str) -> None:
+        self._file = gzip.open(path, "rb")  # noqa: SIM115
+        self._most = max(SMALLEST_BOMB, MOST_UNPACKED * path.stat().st_size)
+        self._name, self._unpacked = name, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        content = self._file.read1(len(buffer))
+        self._unpacked += len(content)
+        if self._unpacked > self._most:
+            raise Problems(
+                Problem(f"{self._name} unpacks to more than a text can", found=f"more than {self._most:,} bytes",
+                        wanted=f"at most {MOST_UNPACKED} times its size", fix="unpack it by hand, if it is what you mean"),
+                Exit.DATA,
+            )  # fmt: skip
+        buffer[: len(content)] = content
+        return len(content)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
 @dataclass(frozen=True)
 class TextFile(Source):
     """A file that is one document, byte for byte."""
@@ -102,8 +136,9 @@ class TextFile(Source):
 
     def unpacked(self) -> IO[bytes]:
         """The file, opened, as it is after decompression."""
-        opened = gzip.open(self.path, "rb") if self.gzipped else self.path.open("rb")  # noqa: SIM115
-        return cast(IO[bytes], opened)
+        if not self.gzipped:
+            return self.path.open("rb")
+        return cast(IO[bytes], io.BufferedReader(_Unpacked(self.path, self.name), CHUNK))
 
 
 class JsonLines(TextFile):

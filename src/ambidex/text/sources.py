@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO
 
 from ambidex.errors import Exit, Problem, Problems
+from ambidex.escaping import one_line
 from ambidex.text.binary import binary_sign
 from ambidex.text.builtin import builtin_sources
 from ambidex.text.cache import writing
@@ -81,16 +82,16 @@ def _find(word: str, found: Found, scratch: Path) -> None:
             _find_in_folder(path, found)
         elif stat.S_ISFIFO(status.st_mode):
             with path.open("rb") as pipe:
-                found.sources.append(_spool(printable(word), pipe, scratch))
+                found.sources.append(_spool(spelled(word), pipe, scratch))
         else:
             _find_file(path, status, found)
 
 
 def _find_file(path: Path, status: os.stat_result, found: Found) -> None:
     """A file given by name: whatever keeps it from being text is a problem."""
-    name = printable(path.name)
+    name = spelled(path.name)
     if not stat.S_ISREG(status.st_mode):
-        raise Problems(Problem(f"{printable(str(path))} is neither a file nor a folder"), Exit.DATA)
+        raise Problems(Problem(f"{spelled(str(path))} is neither a file nor a folder"), Exit.DATA)
     if _is_new(status, found):
         source = _reader(path, path.name, status.st_size)
         if reason := _why_not(source):
@@ -125,7 +126,7 @@ def _find_in_folder(folder: Path, found: Found) -> None:
     passed_over = found.skipped - skipped_before
     if not problems and len(found.sources) == before and not passed_over[_SEEN]:
         reasons = describe_skipped(passed_over) or "nothing in it"
-        problems.append(Problem(f"no text in the folder {printable(str(folder))}", found=reasons))
+        problems.append(Problem(f"no text in the folder {spelled(str(folder))}", found=reasons))
     if problems:
         raise Problems(problems, Exit.DATA)
 
@@ -148,7 +149,7 @@ def _walk(folder: Path, found: Found, problems: list[Problem]) -> Iterator[tuple
             elif _is_new(status, found):
                 yield path, status
         except PermissionError as error:
-            problems.append(unreadable(printable(str(path)), error))
+            problems.append(unreadable(spelled(str(path)), error))
         except OSError:  # a link to nowhere, a circle of links, a file that has just gone
             found.skipped["broken links"] += 1
 
@@ -165,7 +166,7 @@ def _is_new(status: os.stat_result, found: Found) -> bool:
 def _reader(path: Path, name: str, size: int) -> TextFile:
     gzipped = path.suffix.lower() == ".gz"
     kind = Path(path.stem).suffix if gzipped else path.suffix
-    return _READERS.get(kind.lower(), TextFile)(printable(name), path, size, gzipped)
+    return _READERS.get(kind.lower(), TextFile)(spelled(name), path, size, gzipped)
 
 
 def _why_not(source: TextFile) -> str:
@@ -196,7 +197,7 @@ def _spool(name: str, stream: IO[bytes], scratch: Path) -> Stream:
 
 
 def _not_there(word: str, error: OSError | ValueError) -> Problem:
-    name = printable(word)
+    name = spelled(word)
     if isinstance(error, FileNotFoundError):
         return Problem(f"{name} is not there", fix="check --data; `builtin` is the corpus that needs no file")
     if isinstance(error, OSError):
@@ -209,7 +210,6 @@ def describe_skipped(skipped: Mapping[str, int]) -> str:
     return ", ".join(f"{number} {reason}" for reason, number in sorted(skipped.items()) if number)
 
 
-def printable(name: str) -> str:
-    """A file name for people: bytes that are no UTF-8 and characters that do not print are escaped."""
-    text = os.fsencode(name).decode("utf-8", "backslashreplace")
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+def spelled(name: str) -> str:
+    """A file name for people, whole and on one line."""
+    return one_line(name, longest=len(name))

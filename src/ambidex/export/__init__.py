@@ -1,0 +1,1 @@
+"""A trained model for other programs: a folder for Hugging Face `transformers`, or a GGUF file for llama.cpp and Ollama."""

@@ -1,0 +1,154 @@
+"""`ambidex export`: the newest good checkpoint of a run into a folder that appears whole or not at all.
+
+A folder that is there already is replaced only where every file in it is as an earlier export of the same format
+wrote it. Anything else is somebody's work and stays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from ambidex import trained
+from ambidex.errors import Exit, Problem, Problems
+from ambidex.escaping import one_line
+from ambidex.export import huggingface, llama, modelcard
+from ambidex.files import replace_synced, sync_folder, write_synced
+from ambidex.resume import check_place
+from ambidex.runs import PLOT, Run, cannot_write
+from ambidex.screen import line
+from ambidex.trained import Trained
+
+Format = Literal["hf", "gguf"]
+FORMATS: tuple[str, ...] = get_args(Format)
+MANIFEST = "export.json"
+
+
+def export(path: Path | str, kind: str, to: Path | str) -> Path:
+    """Write run ``path`` to the folder ``to`` in format "hf" or "gguf". Returns the folder.
+
+    Raises Problems: exit 2 for a format or a folder that cannot be, 3 for a run without a good checkpoint, 4 where
+    it cannot be written.
+    """
+    run, target = Run(path), Path(to)
+    check(kind, target)
+    found = trained.newest(run)
+    for words in found.skipped:
+        print(words, file=sys.stderr)
+    unfinished = target.absolute().parent / f".{target.absolute().name}.{os.getpid()}"
+    try:
+        unfinished.mkdir(parents=True)
+        fill(unfinished, found, run, kind, target.absolute().name)
+        _appear(unfinished, target.absolute())
+    except OSError as error:
+        raise cannot_write(target, error) from None
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    line("exported", f"{target}: step {found.step} of {run.path}, {sum(found.model.shape.parameters().values()):,} "
+                     f"parameters in fp32, as {'a folder for transformers' if kind == 'hf' else 'GGUF'}")  # fmt: skip
+    line("next", f"{target / 'README.md'} says how to use it")
+    return target
+
+
+def check(kind: str, target: Path) -> None:
+    """All that can be wrong before any work is done, at once."""
+    problems: list[Problem] = []
+    code = int(Exit.USAGE)
+    if kind not in FORMATS:
+        problems.append(
+            Problem("There is no such format.", found=f"--format {kind}", wanted=" or ".join(FORMATS))
+        )
+    checks: list[Callable[[], None]] = [
+        lambda: check_place(target, "--to"),
+        lambda: _check_contents(target, kind),
+    ]
+    if kind == "gguf":
+        checks.append(llama.check)
+    for one in checks:
+        try:
+            one()
+        except Problems as wrong:
+            problems += wrong.problems
+            code = wrong.exit_code
+    if problems:
+        raise Problems(problems, code)
+
+
+def _check_contents(target: Path, kind: str) -> None:
+    """Raise Problems where the folder holds anything but an untouched export of the same format."""
+    if not target.is_dir() or not (others := _foreign(target, kind)):
+        return
+    raise Problems(
+        Problem("--to holds something else.", found=f"{target}: {', '.join(others[:5])}",
+                wanted="a new or an empty folder, or an earlier export of the same format with nothing changed in it",
+                fix="give another folder")
+    )  # fmt: skip
+
+
+def _foreign(target: Path, kind: str) -> list[str]:
+    """Names in the folder that are not, byte for byte, of an export of format ``kind``."""
+    there = sorted(path.relative_to(target).as_posix() for path in target.rglob("*") if not path.is_dir())
+    try:
+        manifest: dict[str, Any] = json.loads((target / MANIFEST).read_bytes())
+        ours = dict(manifest["files"]) if manifest["format"] == kind else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return there
+    if not ours:
+        return there
+    return [
+        name
+        for name in there
+        if name != MANIFEST and ((target / name).is_symlink() or ours.get(name) != _sha256(target / name))
+    ]
+
+
+def fill(folder: Path, found: Trained, run: Run, kind: str, name: str) -> None:
+    """Write every file of the export, which will be called ``name``, each to the disk, and the manifest last."""
+    picture = run.picture()
+    if kind == "hf":
+        for file, content in huggingface.files(found).items():
+            write_synced(folder / file, content)
+    else:
+        title = one_line(run.path.resolve().name)
+        llama.write(found, folder / llama.MODEL, title, f"step {found.step}, trained with Ambidex")
+        write_synced(folder / "Modelfile", llama.modelfile(found.settings.context).encode())
+    if picture is not None:
+        write_synced(folder / PLOT, picture)
+    write_synced(
+        folder / "README.md", modelcard.model_card(found, run, kind, name, picture is not None).encode()
+    )
+    write_synced(folder / modelcard.SETTINGS, modelcard.settings_toml(found).encode())
+    manifest = {"format": kind, "step": found.step, "data": found.card.get("data", {}).get("hash")}
+    files = {path.name: _sha256(path) for path in sorted(folder.iterdir())}
+    replace_synced(folder / MANIFEST, (json.dumps({**manifest, "files": files}, indent=1) + "\n").encode())
+    sync_folder(folder)
+
+
+def _appear(unfinished: Path, target: Path) -> None:
+    """Put the finished folder in its place by renaming."""
+    replaced = unfinished.with_name(f"{unfinished.name}.replaced")
+    with contextlib.suppress(FileNotFoundError):
+        target.rename(replaced)
+    try:
+        unfinished.rename(target)
+    except OSError:
+        if replaced.exists():
+            replaced.rename(target)
+        raise
+    shutil.rmtree(replaced, ignore_errors=True)
+    sync_folder(target.parent)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while some := file.read(1 << 20):
+            digest.update(some)
+    return digest.hexdigest()
