@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import pytest
@@ -156,19 +155,6 @@ def one_further(length: int, head_width: int, base: float) -> tuple[Tensor, Tens
 ROTATION_TABLES = model.rotation_tables
 
 
-def again(t: Any) -> None:
-    from torch.utils.checkpoint import checkpoint
-
-    for block in t.model.model.layers:
-        block.mlp.forward = partial(checkpoint, block.mlp.forward, use_reentrant=False)
-
-
-def by_columns(t: Any) -> None:
-    for weight in t.model.parameters():
-        if weight.ndim == 2:
-            weight.data = weight.data.t().contiguous().t()
-
-
 def one_matrix_at_a_time(patch: Patch) -> None:
     original = optim.orthogonalise
     patch.setattr(
@@ -215,8 +201,6 @@ BENIGN = [
     Benign("oneDNN switched off in torch", replaced(torch.backends.mkldnn, "enabled", False)),
     Benign("queries, keys and values in one product", joined),
     Benign("rotary angles of positions one further", replaced(model, "rotation_tables", one_further)),
-    Benign("blocks computed again for backward", with_built(again)),
-    Benign("weights laid out by columns", with_built(by_columns)),
     Benign("Muon's matrices one at a time", one_matrix_at_a_time),
     Benign("torch's own clipping", replaced(optim, "gradient_norm", norm_by_torch)),
     Benign("denormals flushed to zero", with_built(lambda t: torch.set_flush_denormal(True))),

@@ -9,7 +9,7 @@ import gzip
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -147,25 +147,35 @@ def legs(rows: list[Row]) -> str:
 
 
 def rivals(rows: list[Row]) -> str:
-    def told(name: str) -> tuple[Callable[[Row], bool], Callable[[Row], bool] | None]:
-        if name == "ambidex compare":
-            return (lambda r: r["found"]), (lambda r: bool(r.get("right")))
-        if name.startswith("loss"):
-            return (lambda r: r["rivals"][name]), None
-        return (lambda r: r["rivals"].get(name) is not None), lambda r: _named(r, r["rivals"][name])
-
-    names = ["ambidex compare", "loss 1e-3", "loss 5 %", "assert_close"]
+    """Ours on the cases of the rivals' configurations, then theirs, each over the cases in which anything differs that it can see."""
     lines = []
-    for precision in ("fp32", "bf16"):
-        some = [r for r in rows if ("bf16" in r["config"]) == (precision == "bf16") and "rivals" in r]
-        bad = [r for r in some if r["suite"] == "faults" and r["differs"]]
-        good = [r for r in some if r["suite"] == "benign"]
-        for name in names:
-            alarms, named = told(name)
-            lines.append([precision, name, share([r for r in bad if alarms(r)], bad),
-                          share([r for r in bad if alarms(r) and named(r)], bad) if named else "names none",
-                          share([r for r in good if alarms(r)], good)])  # fmt: skip
-    return table(["", "by", "faults found", "named right", "false alarms"], lines)
+    for config, some in grouped((r for r in rows if r["suite"] == "rivals"), "config").items():
+        bad = [r for r in rows if r["suite"] == "faults" and r["config"] == config and r["differs"]]
+        good = [r for r in rows if r["suite"] == "benign" and r["config"] == config and r["seed"] == 0]
+        lines.append([config, "ambidex compare", share([r for r in bad if r["found"]], bad),
+                      share([r for r in bad if r["right"]], bad), share([r for r in good if r["found"]], good)])  # fmt: skip
+        bad, good = (
+            [r for r in some if r["of"] == "faults" and r["differs"]],
+            [r for r in some if r["of"] == "benign"],
+        )
+        for name in ("loss 1e-3", "loss 5 %"):
+            lines.append(
+                [
+                    config,
+                    name,
+                    share([r for r in bad if r[name]], bad),
+                    "names none",
+                    share([r for r in good if r[name]], good),
+                ]
+            )
+        alarms = [r for r in bad if r["assert_close"]]
+        lines.append([config, "assert_close", share(alarms, bad), share([r for r in alarms if _named(r, r["assert_close"])], bad),
+                      share([r for r in good if r["assert_close"]], good)])  # fmt: skip
+    return (
+        table(["configuration", "by", "faults found", "named right", "false alarms"], lines)
+        if lines
+        else "Not run."
+    )
 
 
 def _named(row: Row, called: list[str] | None) -> bool:

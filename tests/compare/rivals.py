@@ -18,6 +18,7 @@ import torch
 
 from ambidex.compare.folder import read_metrics
 from ambidex.compare.recorder import Recorder
+from ambidex.compare.tracing import Tracing
 
 FILE = "rival.pt"
 STEPS = (0, 1)
@@ -31,6 +32,11 @@ def watching(out: Path) -> Iterator[None]:
     """Keep the whole tensors of the first two steps of the training itself, in ``out``."""
     kept: dict[tuple[int, str, str], list[torch.Tensor]] = {}
     account, whole, stepped = Recorder.account, Recorder._whole, Recorder.stepped
+    made = Tracing.__init__
+
+    def made_too(self: Tracing, *a: Any) -> None:
+        made(self, *a)
+        self._recorder.of_the_run = True  # type: ignore[attr-defined]
 
     def wanted(recorder: Recorder) -> bool:
         return (
@@ -55,6 +61,7 @@ def watching(out: Path) -> Iterator[None]:
                 kept[self._step, "weight", name] = [weight.detach().clone()]
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Tracing, "__init__", made_too)
         patch.setattr(Recorder, "account", account_too)
         patch.setattr(Recorder, "_whole", whole_too)
         patch.setattr(Recorder, "stepped", stepped_too)
@@ -66,14 +73,19 @@ def watching(out: Path) -> Iterator[None]:
 
 
 def judge(reference: Path, candidate: Path) -> dict[str, Any]:
-    """For each rival whether it alarms, and what it names: stage and module, or nothing."""
+    """For each rival whether it alarms, and what it names: stage and module, or nothing. ``differs``: any bit at all."""
     before, after = read_metrics(reference / "metrics.csv"), read_metrics(candidate / "metrics.csv")
     apart = max((abs(b.loss - a.loss) / abs(a.loss) for a, b in zip(before, after)), default=math.inf)
     short = len(after) < len(before)
+    mine, theirs = torch.load(reference / FILE), torch.load(candidate / FILE)
+    same = before == after and all(
+        key in theirs and torch.equal(theirs[key], one) for key, one in mine.items()
+    )
     return {
         "loss 1e-3": apart > 1e-3 or short,
         "loss 5 %": apart > 0.05 or short,
-        "assert_close": _assert_close(torch.load(reference / FILE), torch.load(candidate / FILE)),
+        "assert_close": _assert_close(mine, theirs),
+        "differs": not same,
     }
 
 
@@ -84,9 +96,7 @@ def _assert_close(before: dict[Any, torch.Tensor], after: dict[Any, torch.Tensor
             continue
         _step, kind, name = key
         try:
-            torch.testing.assert_close(
-                found, wanted.to(found.dtype) if found.dtype != wanted.dtype else wanted
-            )
+            torch.testing.assert_close(found, wanted, check_dtype=False)
         except AssertionError:
             parameter = kind in ("gradient", "clipped", "weight", "momentum", "exp_avg", "exp_avg_sq")
             return [STAGE[kind], name.rpartition(".")[0] if parameter else name]

@@ -14,6 +14,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -116,7 +117,7 @@ class Bench:
     def candidate(self, config: str, seed: int, plant: Callable[[pytest.MonkeyPatch], None], *, floor: bool,
                   **settings: Any) -> Path:  # fmt: skip
         path = self.work / f"candidate-{os.getpid()}"
-        subprocess.run(["rm", "-rf", str(path)], check=True)
+        shutil.rmtree(path, ignore_errors=True)
         with pytest.MonkeyPatch.context() as patch:
             plant(patch)
             self.train(
@@ -127,7 +128,16 @@ class Bench:
     def reference_path(self, config: str, seed: int) -> Path:
         return self.work / f"{config.replace(' ', '-')}-{seed}"
 
-    def train(self, config: str, seed: int, out: Path, *, floor: bool, **settings: Any) -> None:
+    def train(
+        self,
+        config: str,
+        seed: int,
+        out: Path,
+        *,
+        floor: bool,
+        watching: Any = lambda out: contextlib.nullcontext(),
+        **settings: Any,
+    ) -> None:
         said = io.StringIO()
         before = torch.get_float32_matmul_precision()
         with (
@@ -141,7 +151,7 @@ class Bench:
                 patch.setattr(engine.Device, "_products", lambda self: None)
             if not floor:
                 patch.setattr(Workshop, "floor_tables", lambda *_: {})
-            with rivals.watching(out):
+            with watching(out):
                 ambidex.train(
                     **{**SMALL, **CONFIGS[config], "data": [str(self.text)], "seed": seed, **settings},
                     out=str(out),
@@ -175,8 +185,7 @@ def summary(reference: Path, candidate: Path, verdict: Verdict, differs: bool) -
         k: pair["first"][k] for k in ("step", "stage", "module", "tensor", "mode", "ratio")
     }
     worst = pair["worst"] and {k: pair["worst"][k] for k in ("step", "tensor", "mode", "ratio")}
-    return {**shown, "found": int(report.exit_code([verdict])) != 0, "first": first, "worst": worst, "differs": differs,
-            "rivals": rivals.judge(reference, candidate)}  # fmt: skip
+    return {**shown, "found": int(report.exit_code([verdict])) != 0, "first": first, "worst": worst, "differs": differs}  # fmt: skip
 
 
 def one_fault(
@@ -263,6 +272,33 @@ def benign(bench: Bench, configs: list[str], seeds: int, *, quick: bool) -> None
                 one.kill()
 
 
+def others(bench: Bench, configs: list[str]) -> None:
+    """The rivals' answers, from trainings without legs: what they look at is in the run itself."""
+    for config in configs:
+        reference = bench.work / "rivals-reference"
+        shutil.rmtree(reference, ignore_errors=True)
+        bench.train(config, 0, reference, floor=False, watching=rivals.watching)
+        optimizer = CONFIGS[config].get("optimizer", "muon")
+        bad = [f for group in GROUPS.values() for f in group if f.optimizer in ("", optimizer)]
+        good = [leg for leg in BENIGN if "compile" not in leg.settings]
+        cases = [(f.name, f.plant, {"of": "faults", "stage": f.stage, "module": f.module}, {}) for f in bad]
+        cases += [(leg.name, leg.change, {"of": "benign"}, leg.settings) for leg in good]
+        for name, plant, row, settings in cases:
+            if not bench.missing("rivals", config, 0, name):
+                continue
+            out = bench.work / "rivals-candidate"
+            shutil.rmtree(out, ignore_errors=True)
+            with pytest.MonkeyPatch.context() as patch:
+                plant(patch)
+                try:
+                    bench.train(config, 0, out, floor=False, watching=rivals.watching, **settings)
+                except Exception as error:
+                    print("BROKEN", config, name, repr(error)[:300], flush=True)
+                    continue
+            bench.keep({"suite": "rivals", "config": config, "seed": 0, "case": name, **row, "right": True, "seconds": 0.5,
+                        **rivals.judge(reference, out)})  # fmt: skip
+
+
 def in_another_process(
     bench: Bench, plan: list[tuple[str, int]], name: str, python: str, environment: dict[str, str]
 ) -> None:
@@ -297,7 +333,7 @@ def main() -> None:
         action="store_true",
         help="one configuration, one seed, every second fault, nothing compiled",
     )
-    parser.add_argument("what", nargs="+", help="faults, ladder, benign")
+    parser.add_argument("what", nargs="+", help="faults, ladder, benign, rivals")
     options = parser.parse_args()
     torch.set_num_threads(1)
     bench = Bench(options.work, options.results or options.work / "results.jsonl")
@@ -312,11 +348,18 @@ def main() -> None:
             faults(bench, configs, options.groups.split(","), 2 if options.quick else 1)
         elif what == "ladder":
             ladder(bench, configs)
+        elif what == "rivals":
+            others(bench, [c for c in configs if c in ("muon fp32", "adamw bf16")])
         elif what == "benign":
             benign(bench, configs, 1 if options.quick else options.seeds, quick=options.quick)
         print(f"{what}: {time.perf_counter() - started:.0f} s since the start", flush=True)
     rows = list(bench.rows())
-    wrong = [r for r in rows if (r["found"] if r["suite"] == "benign" else r["differs"] and not r["found"])]
+    wrong = [
+        r
+        for r in rows
+        if r["suite"] != "rivals"
+        and (r["found"] if r["suite"] == "benign" else r["differs"] and not r["found"])
+    ]
     raise SystemExit(1 if wrong else 0)
 
 

@@ -10,7 +10,8 @@ from made import FREE, MATRICES, NORMS, folder, keys_of, table
 
 from ambidex.compare import cards
 from ambidex.compare.folder import Row
-from ambidex.compare.judge import STAGES, judge
+from ambidex.compare.judge import judge
+from ambidex.compare.stages import STAGES
 from ambidex.compare.tracefile import Key, Leg
 
 STAGE_OF = {"tokens": "data", "output": "forward", "loss": "loss", "output_gradient": "backward", "gradient": "backward",
@@ -160,6 +161,20 @@ def test_other_first_weights_are_the_verdict() -> None:
 )  # fmt: skip
 def test_a_pair_is_blamed_on_what_changed_and_on_neither_where_both_did(card: dict, kind: str) -> None:
     assert judge(folder("a"), folder("b", card=card)).kind == kind
+
+
+@pytest.mark.parametrize(("update", "stage"), [(0.5, "stale"), (4.0, "update")])
+def test_a_second_forward_that_updates_close_to_their_limit_explain_is_no_stale_value(
+    update: float, stage: str
+) -> None:
+    off = {
+        Key(0, "update", MATRICES[0]): update,
+        **{key: 20.0 for key in keys_of(1) if key.kind == "output"},
+    }
+    first = judge(folder("a"), folder("b", legs={FREE: table(off)})).first
+    assert first is not None
+    assert first.stage == stage
+    assert first.step == (1 if stage == "stale" else 0)
 
 
 def test_states_of_another_run_are_not_taken_for_the_references() -> None:

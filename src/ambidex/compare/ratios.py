@@ -8,7 +8,8 @@ from collections.abc import Container, Sequence
 from typing import NamedTuple
 
 from ambidex.compare.align import DIFFERENT, EXACT, TOO_HIGH, View
-from ambidex.compare.judge import Finding, Verdict
+from ambidex.compare.judge import Verdict
+from ambidex.compare.stages import Finding
 from ambidex.page.markup import Element, folded, short, table
 from ambidex.page.plot import Line, Note, Rule, figure
 from ambidex.page.scale import Scale, categories, logarithmic

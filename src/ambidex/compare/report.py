@@ -10,7 +10,8 @@ from typing import Any
 
 from ambidex.compare.align import DIFFERENT
 from ambidex.compare.cards import at
-from ambidex.compare.judge import Finding, Verdict
+from ambidex.compare.judge import Verdict
+from ambidex.compare.stages import Finding
 from ambidex.errors import Exit, Problem
 from ambidex.escaping import printable
 

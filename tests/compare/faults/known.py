@@ -102,6 +102,13 @@ def detached_keys(original: Any, q: Any, k: Any, v: Any, causal: bool) -> Any:
     return original(q, k.detach() + (k - k.detach()) * 0.99, v, causal)
 
 
+def by_columns(t: trainer.Trainer) -> None:
+    """Meant as an honest variation, and a true fault: the fused kernel (torch 2.6 and 2.13) takes weight and gradient as they lie."""
+    for weight in t.model.parameters():
+        if weight.ndim == 2:
+            weight.data = weight.data.t().contiguous().t()
+
+
 STALE = "model.layers.1.post_attention_layernorm"
 O_PROJ, UP = "model.layers.1.self_attn.o_proj", "model.layers.1.mlp.up_proj"
 V_PROJ = "model.layers.0.self_attn.v_proj"
@@ -155,4 +162,5 @@ FAULTS = [
           around(optim.Optimizer, "step", lambda original, self, rate: original(self, rate * 1.0001))),
     Fault("schedule off by one", "schedule", "",
           around(optim.Schedule, "at", lambda original, self, step: original(self, step + 1))),
+    Fault("weights laid out by columns, under torch's fused AdamW", "moments", "", with_built(by_columns), late=False),
 ]  # fmt: skip

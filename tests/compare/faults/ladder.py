@@ -10,12 +10,13 @@ from ambidex import model, optim
 from faults.planting import Fault, adamw, around, gradient, in_layer, with_built
 
 SIZES = (1e-3, 1e-4, 1e-5, 3e-6, 1e-6)
+FIRST = "model.layers.0.input_layernorm"  # the embedding is small, so its epsilon weighs
 UP, DOWN, LAST = "model.layers.1.mlp.up_proj", "model.layers.0.mlp.down_proj", "model.layers.1"
 
 
 def epsilon(by: float) -> Any:
     def change(t: Any) -> None:
-        norm = t.model.get_submodule(f"{LAST}.input_layernorm")
+        norm = t.model.get_submodule(FIRST)
         norm.epsilon *= 1 + by
 
     return with_built(change)
@@ -47,7 +48,7 @@ def _of(by: float) -> list[Fault]:
 
 LADDER = [
     *(fault for by in SIZES for fault in _of(by)),
-    *(Fault(f"a norm's epsilon x (1 + {by:g})", "forward", f"{LAST}.input_layernorm", epsilon(by)) for by in (1.0, 0.1, 0.01)),
+    *(Fault(f"the first norm's epsilon x (1 + {by:g})", "forward", FIRST, epsilon(by)) for by in (1.0, 0.1, 0.01)),
     *(Fault(f"AdamW's epsilon x (1 + {by:g})", "update", "", adamw(epsilon=lambda e, by=by: e * (1 + by))) for by in (1.0, 0.1, 0.01)),
     *(Fault(f"one element's sign, the {name}", "backward", DOWN, one_sign(q))
       for name, q in (("largest", 1.0), ("median", 0.5), ("1 % smallest", 0.01))),
