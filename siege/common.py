@@ -71,8 +71,8 @@ def fork(work: Callable[[], int], log: Path) -> int:
         for stream in (1, 2):
             os.dup2(handle, stream)
         sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # nohup has the last one ignored
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
         code = work()
     except SystemExit as asked:
         code = int(asked.code or 0)

@@ -106,8 +106,9 @@ def test_a_signal_finishes_the_step_saves_and_exits_with_its_code(tmp_path, stor
     out = tmp_path / "run"
     words = train_words(story, out, steps=4000, save_every=4000, evaluate_every=4000)
     process = subprocess.Popen(
-        [sys.executable, "-m", "ambidex", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+        [sys.executable, "-m", "ambidex", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # noqa: PLW1509  under nohup it is ignored, and stays so
+    )  # fmt: skip
     wait_for(lambda: rows_in(out) > 3)
     process.send_signal(number)
     printed = process.communicate(timeout=60)[0].decode()
