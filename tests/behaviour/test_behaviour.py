@@ -112,7 +112,7 @@ def test_a_finished_run_can_be_sampled(place: Place, device: str) -> None:
     ("words", "code", "said"),
     [
         (("train", "--steps", "-3", "--width", "x"), 2, ["steps", "width"]),
-        (("train", "--data", "gone.txt", "--steps", "1"), 3, ["gone.txt"]),
+        (("train", "--data", "gone.txt", "--steps", "1", "--out", "run"), 3, ["gone.txt"]),
         (("sample", "nowhere"), 3, ["nowhere"]),
         (("compare", "nowhere", "neither"), 3, ["nowhere", "neither"]),
     ],
