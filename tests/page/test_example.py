@@ -20,8 +20,9 @@ def test_the_page_names_runs_from_the_folder_that_holds_them(tmp_path: Path) -> 
     ]
     command = [sys.executable, str(TOOL), *map(str, runs), "--to", str(tmp_path / "out"), "--no-picture"]
     found = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert (found.returncode, found.stderr) == (0, "")
-    text = (tmp_path / "out" / "compare-example.html").read_text("utf-8")
+    page = tmp_path / "out" / "compare-example.html"
+    assert (found.returncode, found.stderr) == (0, f"written  {page}\n")
+    text = page.read_text("utf-8")
     assert str(tmp_path) not in text
     assert f"ambidex compare {Path('cpu', 'one')} {Path('bridge', 'two')}" in words(is_harmless(text))
 
