@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 PRESETS = Path(__file__).parent / "presets"
+LARGEST_TOML = 1 << 20  # bytes of a configuration
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,11 @@ def _preset(layers: Sequence[tuple[dict[str, Any], str]], problems: list[Problem
 
 def _read_toml(path: Path, problems: list[Problem]) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text("utf-8"))
+        with path.open("rb") as file:  # which may be a device, and have no end
+            content = file.read(LARGEST_TOML + 1)
+        if len(content) > LARGEST_TOML:
+            raise OSError(f"larger than {LARGEST_TOML:,} bytes")
+        return tomllib.loads(content.decode("utf-8"))
     except FileNotFoundError:
         problems.append(Problem("The configuration file is not there.", found=str(path),
                                 fix="ambidex presets nano > mine.toml writes one to start from"))  # fmt: skip

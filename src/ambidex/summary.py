@@ -71,7 +71,8 @@ def show_settings(resolved: Resolved) -> None:
         print(f"  {name:<20}{shown!s:<16} {resolved.origins[name]}")
 
 
-def write_summary(trainer: Trainer, run: Run) -> None:
+def write_summary(trainer: Trainer, run: Run, *, trained_here: bool = True) -> None:
+    """``trained_here``: whether the last leg was this process's, so that its peak and its speed are the run's."""
     rows, settings = run.metrics, trainer.settings
     if not rows:
         return
@@ -94,13 +95,13 @@ def write_summary(trainer: Trainer, run: Run) -> None:
     table["time"] = (
         f"{last.seconds:.1f} s, {last.tokens / last.seconds:,.0f} tokens/s over all, evaluations included"
     )
-    if share := share_per_rate(trainer):
+    if trained_here and (share := share_per_rate(trainer)):
         usual = statistics.median(row.tokens_per_second for row in rows)
         table["speed"] = (
             f"{usual:,.0f} tokens/s in the median step, {usual * share:.0%} of the "
             f"{trainer.device.product_rate / 1e9:,.0f} GFLOP/s that one matrix product reached before it"
         )
-    peak = trainer.device.peak_bytes()
+    peak = trainer.device.peak_bytes() if trained_here else None
     table["peak memory"] = plan.spell_bytes(peak) if peak else "not known here"
     if unwell := _unwell(run, rows):
         table["unwell"] = unwell
