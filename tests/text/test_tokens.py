@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,21 @@ def test_a_damaged_entry_is_built_again_and_said(
     said = capsys.readouterr().err
     assert said.count("building it again") == 1
     assert f"is damaged ({name}" in said
+
+
+def test_a_flipped_bit_anywhere_in_an_entrys_manifest_is_found(text: Path, tokens_of: TokensOf) -> None:
+    path = tokens_of(text).folder / "manifest.json"
+    content = path.read_bytes()
+    before = json.loads(content)
+    assert room.damage(path.parent) == ""
+    for place in range(len(content)):
+        changed = bytearray(content)
+        changed[place] ^= 1 << place % 8
+        path.write_bytes(changed)
+        with suppress(ValueError):
+            if json.loads(changed) == before:  # white space, or an escape spelled otherwise
+                continue
+        assert room.damage(path.parent).startswith("manifest.json"), place
 
 
 def test_the_text_is_not_kept_beside_its_tokens(text: Path, tokens_of: TokensOf) -> None:

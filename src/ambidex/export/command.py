@@ -20,7 +20,7 @@ from ambidex import trained
 from ambidex.errors import Exit, Problem, Problems
 from ambidex.escaping import one_line
 from ambidex.export import huggingface, llama, modelcard
-from ambidex.files import replace_synced, sync_folder, write_synced
+from ambidex.files import read_small, replace_synced, sync_folder, write_synced
 from ambidex.resume import check_place
 from ambidex.runs import PLOT, Run, cannot_write
 from ambidex.screen import line
@@ -29,6 +29,7 @@ from ambidex.trained import Trained
 Format = Literal["hf", "gguf"]
 FORMATS: tuple[str, ...] = get_args(Format)
 MANIFEST = "export.json"
+LARGEST_MANIFEST = 1 << 20  # bytes
 
 
 def export(path: Path | str, kind: str, to: Path | str) -> Path:
@@ -96,9 +97,9 @@ def _foreign(target: Path, kind: str) -> list[str]:
     """Names in the folder that are not, byte for byte, of an export of format ``kind``."""
     there = sorted(path.relative_to(target).as_posix() for path in target.rglob("*") if not path.is_dir())
     try:
-        manifest: dict[str, Any] = json.loads((target / MANIFEST).read_bytes())
+        manifest: dict[str, Any] = json.loads(read_small(target / MANIFEST, LARGEST_MANIFEST))
         ours = dict(manifest["files"]) if manifest["format"] == kind else {}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return there
     if not ours:
         return there
