@@ -1,5 +1,6 @@
 """A run folder with something broken in it besides a checkpoint: named, mended where it can be, and never a fresh start."""
 
+import errno
 import hashlib
 import json
 import os
@@ -250,3 +251,15 @@ def test_pipes_and_numbers_that_are_none_do_not_stop_a_report(done, capsys):
         assert glance.saved(done / "checkpoints")[1].wrong == "manifest.json: cannot be understood"
     assert cli.main(["report", str(done)]) == 0
     assert cli.main(["top", str(done), "--once"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(errno.EIO, 3), (errno.EACCES, 3), (errno.EROFS, 4), (errno.ENOSPC, 4)]
+)
+def test_an_error_of_the_disk_that_nobody_foresaw_is_a_sentence(monkeypatch, capsys, number, code):
+    def failing(_):
+        raise OSError(number, os.strerror(number), "some/file")
+
+    monkeypatch.setitem(cli.FUNCTIONS, "top", failing)
+    assert cli.main(["top"]) == code
+    assert "some/file" in capsys.readouterr().err

@@ -38,6 +38,9 @@ FOR_TRAINING = ("torch", "numpy", "pydantic", "safetensors", "tokenizers", "matp
 # What a write to standard output may end in: a full disk, a quota, a device that is gone.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 
+# What a file may answer where no reader foresaw it: the disk's doing, and no mistake in the program.
+REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ESTALE, errno.ENXIO, errno.ELOOP)
+
 EXAMPLES = {
     "doctor": (
         "ambidex doctor",
@@ -146,6 +149,10 @@ def main(arguments: Sequence[str]) -> int:
         _to_nobody(sys.stdout)
         return Exit.DONE
     except OSError as error:
+        if error.filename is not None and error.errno in (*FULL, *REFUSED):
+            complain(str(Problems(Problem("The disk did not do what was asked of it.", found=str(error)))))
+            writing = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+            return Exit.CANNOT_WRITE if writing else Exit.DATA
         if (
             error.filename is not None or error.errno not in FULL
         ):  # of a file, which has its own words; or a mistake
