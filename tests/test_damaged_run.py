@@ -61,13 +61,19 @@ def changed(path, change):
 # -- the card --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("spoil", [
-    Path.unlink, lambda card: card.write_bytes(b""), lambda card: card.write_bytes(card.read_bytes()[:100]),
-    lambda card: card.write_bytes(b"[" * 100_000), lambda card: changed(card, lambda c: c["config"].update(width="x")),
-], ids=["gone", "empty", "cut", "deep", "impossible"])  # fmt: skip
-def test_a_card_that_is_gone_or_broken_is_written_again_from_a_checkpoint(trained, half, capsys, spoil):
+def spoiled_cards():
+    return {
+        "empty": lambda card: card.write_bytes(b""),
+        "cut": lambda card: card.write_bytes(card.read_bytes()[:100]),
+        "deep": lambda card: card.write_bytes(b"[" * 100_000),
+        "impossible": lambda card: changed(card, lambda c: c["config"].update(width="x")),
+        "a folder": lambda card: (card.unlink(), card.mkdir()),
+    }
+
+
+def test_a_card_that_is_gone_is_written_again_from_a_checkpoint(trained, half, capsys):
     before = json.loads((half / "card.json").read_text())
-    spoil(half / "card.json")
+    (half / "card.json").unlink()
     assert cli.main(["sample", str(half), "--tokens", "1"]) == 3
     assert resume(half) == 0
     assert "written again from step-000004" in capsys.readouterr().out
@@ -76,6 +82,22 @@ def test_a_card_that_is_gone_or_broken_is_written_again_from_a_checkpoint(traine
         name: before[name] for name in ("config", "data", "weights_sha256")
     }
     assert bits(half) == bits(trained)
+
+
+@pytest.mark.parametrize("how", spoiled_cards())
+def test_a_card_that_cannot_be_read_is_an_error_that_says_how_to_replace_it(half, capsys, how):
+    spoiled_cards()[how](half / "card.json")
+    rows = (half / "metrics.csv").read_bytes()
+    for words in (
+        ["sample", str(half)],
+        ["checkpoints", str(half)],
+        ["train", "--resume", "--out", str(half)],
+    ):
+        assert cli.main(words) == 3
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    assert f"remove {half / 'card.json'}: --resume writes it again from step-000004" in said
+    assert (half / "metrics.csv").read_bytes() == rows
 
 
 def test_a_card_that_is_gone_with_no_copy_of_it_anywhere_is_an_error(half, capsys):

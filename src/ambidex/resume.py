@@ -74,15 +74,35 @@ def check_place(path: Path, name: str) -> None:
 
 
 def mend_card(run: Run) -> None:
-    """Where the card is gone or cannot be read, write the one that the newest good checkpoint holds, and say so."""
+    """Where the card is gone, write the one that the newest good checkpoint holds, and say so.
+
+    One that is there and cannot be read is an error (exit 3) that says how to have it replaced: nobody but its owner
+    knows what was done to it.
+    """
     steps = checkpoint.steps_in(run.checkpoints)
-    if not steps:
-        return
-    try:
-        settings_of(run.card)
-        return
-    except Problems as problems:
-        why = problems.problems[0].found
+    if run.holds_card():
+        try:
+            settings_of(run.card)
+        except Problems as problems:
+            if (copy := _copy_of_card(run, steps)) is None:
+                raise
+            fix = f"remove {run.path / CARD}: --resume writes it again from {checkpoint.folder_name(copy[0])}"
+            raise Problems(
+                [replace(one, fix=one.fix or fix) for one in problems.problems], problems.exit_code
+            ) from None
+    elif steps:
+        if (copy := _copy_of_card(run, steps)) is None:
+            raise Problems(
+                Problem("The run's card is gone, and no checkpoint holds a copy.", found=f"{run.path}: no {CARD}",
+                        wanted=f"the {CARD} that ambidex train wrote", fix="start another run with another --out"), Exit.DATA,
+            )  # fmt: skip
+        run.lock()
+        run.write_bytes(CARD, json.dumps(copy[1], indent=2).encode())
+        line("card", f"{CARD} was gone: written again from {checkpoint.folder_name(copy[0])}")
+
+
+def _copy_of_card(run: Run, steps: Sequence[int]) -> tuple[int, dict[str, Any]] | None:
+    """The newest that can be used, and the step that holds it."""
     for step in reversed(steps):
         try:
             card = checkpoint.load_state(run.checkpoints / checkpoint.folder_name(step)).get("card")
@@ -90,15 +110,8 @@ def mend_card(run: Run) -> None:
             settings_of(card)
         except (Damaged, ValueError, Problems):
             continue
-        run.lock()
-        run.write_bytes(CARD, json.dumps(card, indent=2).encode())
-        line("card", f"{why}: written again from {checkpoint.folder_name(step)}")
-        return
-    if not run.holds_card():
-        raise Problems(
-            Problem("The run's card is gone, and no checkpoint holds a copy.", found=f"{run.path}: {len(steps)} checkpoints and no {CARD}",
-                    wanted=f"the {CARD} that ambidex train wrote", fix="start another run with another --out"), Exit.DATA,
-        )  # fmt: skip
+        return step, card
+    return None
 
 
 def with_card(resolved: Resolved, card: Mapping[str, Any]) -> Resolved:
