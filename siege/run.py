@@ -19,10 +19,10 @@ from typing import Any
 HERE = Path(__file__).parent
 FIGURES = HERE / "figures.json"
 PARTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # the whole siege, and the small form
-    "kills": ({"runs": 200}, {"runs": 16}),
+    "kills": ({"runs": 200}, {"runs": 12}),
     "disk": ({}, {"faults": (7, 45), "small_disks": 4}),
     "flips": ({"flips": 2000}, {"flips": 300}),
-    "badinput": ({"cases": 20_000}, {"cases": 1200}),
+    "badinput": ({"cases": 20_000}, {"cases": 1000}),
     "signals": ({"instants": 50, "container": True}, {"instants": 6, "container": False}),
     "soak": ({"seconds": 600.0}, {"seconds": 20.0}),
     "peers": ({"runs": 50, "flips": 120}, {}),

@@ -105,7 +105,9 @@ def _copy_of_card(run: Run, steps: Sequence[int]) -> tuple[int, dict[str, Any]] 
     """The newest that can be used, and the step that holds it."""
     for step in reversed(steps):
         try:
-            card = checkpoint.load_state(run.checkpoints / checkpoint.folder_name(step)).get("card")
+            card: dict[str, Any] = checkpoint.load_state(run.checkpoints / checkpoint.folder_name(step)).get(
+                "card", {}
+            )
             check_card(card)
             settings_of(card)
         except (Damaged, ValueError, Problems):
