@@ -22,7 +22,7 @@ def run(place: Path, seconds: float = 600.0) -> dict[str, Any]:
     settings = {
         "steps": 900_000,
         "evaluate_every": 1_000,
-        "save_every": 40,
+        "save_every": 15,
         "width": 64,
         "feed_forward": 256,
         "sample_tokens": 0,
