@@ -44,11 +44,13 @@ def write(path: Path, figures: dict[str, Any]) -> None:
 
 
 def kills(f: dict[str, Any]) -> list[tuple[str, str, str]]:
+    what = "SIGKILL at a random instant, one to three times a run, then resumed until done"
+    before = f.get("before")  # figures of more runs, of an earlier state of the code
+    rows = [(what, f)] + ([(f"the same, {before['code']}", before)] if before else [])
     return [(
-        "SIGKILL at a random instant, one to three times a run, then resumed until done",
-        f"{f['runs']} runs, {f['kills']} kills, {f['kills_inside_a_save']} of them inside a save",
+        what, f"{f['runs']} runs, {f['kills']} kills, {f['kills_inside_a_save']} of them inside a save",
         f"{f['identical']} ended in the same bits: weights, moments, all rows; {len(f['different_or_lost'])} did not",
-    )]  # fmt: skip
+    ) for what, f in rows]  # fmt: skip
 
 
 def disk(f: dict[str, Any]) -> list[tuple[str, str, str]]:
