@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,32 @@ def wait_for_step(project: Project, step: int) -> Path:
                 return metrics.parent
         time.sleep(0.2)
     raise AssertionError("training did not begin within two minutes")
+
+
+def test_legs_run_one_after_another_on_the_same_text_and_compare_gives_one_verdict(project: Project) -> None:
+    """`docker compose up compare`, with the CPU image in both legs: what is compared is nothing, what is run is all of it."""
+    settings = {
+        "GPU_VARIANT": "cpu",
+        "AMBIDEX_STEPS": "3",
+        "AMBIDEX_DATA": "/data/book.txt",
+        "AMBIDEX_PRECISION": "fp32",
+    }
+    project.settings |= {**settings, "CPUS": "1"}
+    good(project.compose("up", "--no-build", "compare", seconds=600))
+    legs = [ended(project, name) for name in ("leg-cpu", "leg-bridge", "compare")]
+    assert [leg["ExitCode"] for leg in legs] == [0, 0, 0], project.compose("logs").text
+    for before, after in pairwise(legs):
+        assert before["FinishedAt"] < after["StartedAt"], "two at once, and their speeds mean nothing"
+    said = project.compose("logs", "--no-log-prefix", "compare").text
+    print(said)
+    cpu, bridge = (card(next((project.runs / "compare" / leg).glob("nano-*"))) for leg in ("cpu", "bridge"))
+    assert cpu["data"]["hash"] == bridge["data"]["hash"]
+    assert cpu["weights_sha256"] == bridge["weights_sha256"]
+
+
+def ended(project: Project, service: str) -> dict:
+    container = good(project.compose("--profile", "compare", "ps", "--all", "--quiet", service)).strip()
+    return json.loads(good(docker("inspect", "--format", "{{json .State}}", container)))
 
 
 def test_runs_that_cannot_be_written_are_one_sentence(project: Project) -> None:
