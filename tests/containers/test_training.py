@@ -59,11 +59,13 @@ def test_a_finished_run_is_followed_by_a_new_one(project: Project) -> None:
     assert {path.name for path in (project.runs / "cpu").iterdir()} == {"nano-001", "nano-002"}
 
 
-def test_two_user_ids_share_the_prepared_text(project: Project) -> None:
+def test_two_user_ids_share_the_prepared_text_and_each_may_add_another(project: Project) -> None:
     project.runs.chmod(0o777)
-    for uid in ("12345", "54321"):
-        good(train(project, "--steps", "1", RUN_AS=uid, CPUS="1", RUNS=str(project.runs)))
-        project.runs.joinpath("cpu").rename(project.folder / uid)
+    (project.data / "other.txt").write_text((project.data / "book.txt").read_text("utf-8").upper(), "utf-8")
+    for uid, text in (("12345", "book"), ("54321", "book"), ("54321", "other")):
+        flags = ("--steps", "1", "--data", f"/data/{text}.txt")
+        good(train(project, *flags, RUN_AS=uid, CPUS="1", RUNS=str(project.runs)))
+        project.runs.joinpath("cpu").rename(project.folder / f"{uid}-{text}")
 
 
 def test_threads_follow_the_quota(project: Project) -> None:
