@@ -143,7 +143,8 @@ def test_without_a_terminal_the_output_is_plain_lines(run, story, tmp_path):
     for words in (["doctor", "--no-probe"], ["variants"], ["sample", str(run), "--tokens", "5"], [],
                   train_words(story, tmp_path / "run", steps=2)):  # fmt: skip
         done = ambidex(*words)
-        assert done.returncode == 0, done.stderr
+        # The doctor's code is its verdict: 22 for a CUDA build in a container that was given no GPU.
+        assert done.returncode in ((0, 22) if words[0:1] == ["doctor"] else (0,)), done.stderr
         assert not ESCAPE.search(done.stdout + done.stderr)
         assert "\r" not in done.stdout + done.stderr
 
