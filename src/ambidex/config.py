@@ -23,6 +23,8 @@ from ambidex.settings import Settings, fields, flag, group, is_numeric, variable
 __all__ = [
     "Resolved",
     "Settings",
+    "choices",
+    "defaults",
     "fields",
     "flag",
     "group",
@@ -61,6 +63,17 @@ _KINDS = {
     "preset": "preset",
     "default": "default",
 }
+
+
+def defaults() -> dict[str, Any]:
+    """What holds where nothing is given: the default preset's values, and each setting's own where presets are silent."""
+    return resolve({}, environment={}).settings.model_dump()
+
+
+def choices(name: str) -> tuple[str, ...]:
+    """The words that a setting may have, where they are few."""
+    info = fields()[name]
+    return get_args(info.annotation) if get_origin(info.annotation) is Literal else ()
 
 
 def preset_names() -> list[str]:
@@ -184,11 +197,9 @@ def _checked(values: dict[str, Any], origins: dict[str, str], problems: list[Pro
 
 
 def _wrong_value(name: str, detail: Mapping[str, Any], origins: Mapping[str, str]) -> Problem:
-    info = fields()[name]
     value = detail["input"]
     found = "nothing" if value is None else repr(value)
-    choices = get_args(info.annotation) if get_origin(info.annotation) is Literal else ()
-    hint = did_you_mean(str(value), [str(choice) for choice in choices]) if choices else ""
+    hint = did_you_mean(str(value), words) if (words := choices(name)) else ""
     return Problem(
         f"{flag(name)} has a value that it cannot have.",
         found=f"{found} ({origins.get(name, 'default')})",

@@ -48,7 +48,7 @@ def export(path: Path | str, kind: str, to: Path | str) -> Path:
         fill(unfinished, found, run, kind, target.absolute().name)
         _appear(unfinished, target.absolute())
     except OSError as error:
-        raise cannot_write(target, error) from None
+        raise cannot_write(target, error, "The export", "--to") from None
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     line("exported", f"{target}: step {found.step} of {run.path}, {sum(found.model.shape.parameters().values()):,} "

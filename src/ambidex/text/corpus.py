@@ -35,9 +35,13 @@ class Summary:
     skipped: dict[str, int]  # reason -> number of files
 
     def __str__(self) -> str:
-        parts = [f"{', '.join(map(spelled, self.data))}: {self.documents:,} documents, {self.bytes:,} bytes"]
+        parts = [
+            f"{', '.join(map(spelled, self.data))}: {self.documents:,} document{'s' * (self.documents != 1)}, {self.bytes:,} bytes"
+        ]
         if self.replaced:
-            parts.append(f"bytes that are no UTF-8 replaced by U+FFFD in {self.replaced:,} documents")
+            parts.append(
+                f"bytes that are no UTF-8 replaced by U+FFFD in {self.replaced:,} document{'s' * (self.replaced != 1)}"
+            )
         if skipped := describe_skipped(self.skipped):
             parts.append(f"passed over: {skipped}")
         return "; ".join(parts)
