@@ -106,6 +106,11 @@ DATA = [
     Bad("a folder without text", "--data pictures", 3, ("no text in the folder pictures", "1 binary"), folder_of_pictures),
     Bad("JSON lines that are none", "--data chat.jsonl", 3, ("3 errors", "chat.jsonl, line 2 is not JSON", "line 3", "line 4"),
         written(chat__jsonl='{"text": "a"}\n{"text": \n[1]\n{"text": 5}\n')),
+    Bad("JSON lines of Windows' PowerShell", "--data chat.jsonl", 3, ("chat.jsonl is no UTF-8", "iconv -f UTF-16"),
+        written(chat__jsonl='{"text": "a"}\n'.encode("utf-16"))),
+    Bad("a number of thousands of digits", "--data chat.jsonl", 3, ("line 1 is not JSON", "thousands of digits"),
+        written(chat__jsonl='{"text": "a", "n": ' + "9" * 6000 + "}\n")),
+    Bad("a text in UTF-32", "--data wide.txt", 3, ("wide.txt is no text", "iconv -f UTF-32"), written(wide__txt=TEXT.encode("utf-32"))),
     Bad("a field that is not there", "--data chat.jsonl --field txt", 3,
         ("chat.jsonl, line 1 has no field 'txt'", "did you mean 'text'"), written(chat__jsonl='{"text": "a"}\n')),
     Bad("a gzip file that is none", "--data book.txt.gz", 3, ("book.txt.gz is no whole gzip file",),
@@ -117,6 +122,10 @@ DATA = [
 
 SETTINGS = [
     Bad("a flag that there is not", "--stepz 5", 2, ("There is no flag --stepz", "did you mean '--steps'")),
+    Bad("a flag with a dash that an editor made long", "\u2014seed 5 \u2013keep=2", 2,
+        ("2 errors", "There is no flag \u2014seed", "did you mean '--seed'", "none of the keyboard's", "did you mean '--keep'")),
+    Bad("a flag in capitals, and one with a single dash", "--SEED 5 -keep 2", 2,
+        ("2 errors", "did you mean '--seed'", "did you mean '--keep'")),
     Bad("a key that there is not", "mine.toml", 2, ("There is no setting 'learning_rat'", "did you mean 'learning_rate'"),
         written(mine__toml="learning_rat = 1e-3\n")),
     Bad("a word that is no number", "--seed many", 2, ("--seed", "'many' (flag --seed)", "a whole number")),
@@ -131,6 +140,11 @@ SETTINGS = [
     Bad("a configuration that is no TOML", "mine.toml", 2, ("is not TOML", "line 1"), written(mine__toml="steps = = 3\n")),
     Bad("a configuration that is no text", "mine.toml", 2, ("cannot be read", "UTF-8"), written(mine__toml=b"\xff\xfe\0")),
     Bad("a configuration that is a folder", "empty", 2, ("cannot be read", "empty"), empty_folder),
+    Bad("a configuration without an end", "/dev/zero", 2, ("cannot be read", "no plain file"), varies=True),
+    Bad("a configuration that is nested without end", "mine.toml", 2, ("is not TOML", "nested too deeply"),
+        written(mine__toml="seed = " + "[" * 20_000)),
+    Bad("a configuration that is larger than any", "mine.toml", 2, ("cannot be read", "larger than 1,048,576 bytes"),
+        written(mine__toml="#" * 1_048_577)),
     Bad("a number of 5,000 digits in TOML", "mine.toml", 2, ("is not TOML",), written(mine__toml="seed = " + "9" * 5000)),
     Bad("values of the wrong type in TOML", "mine.toml", 2,
         ("4 errors", "There is no setting 'model'", "[1] (mine.toml)", "--tied", "true or false", "--epsilon"),
@@ -146,6 +160,8 @@ SETTINGS = [
 
 FOLDERS = [
     Bad("--out that is a file", "--out book.txt", 2, ("--out is not a folder", "book.txt")),
+    Bad("--out that is a link to nothing", "--out link", 2, ("--out is a link that leads to nothing", "link -> nowhere"),
+        lambda: Path("link").symlink_to("nowhere"), varies=True),
     Bad("--out under a file", "--out book.txt/run", 4, ("cannot be written", "book.txt is no folder")),
     Bad("--out where nobody may write", "--out /proc/run", 4, ("cannot be written", "/proc/run"), varies=True),
     Bad("--out with a name too long", f"--out {'n' * 300}", 2, ("--out cannot be the name of a folder", "too long"),

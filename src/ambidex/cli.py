@@ -278,10 +278,12 @@ def train_flags(arguments: list[str]) -> tuple[dict[str, Any], str | None, list[
     found, unknown = parser.parse_known_args(arguments)
     flags = vars(found)
     file = flags.pop("config")
+    if file is not None and file[:1] in config.DASHES[1:]:  # pasted from where dashes are made long
+        file, unknown = None, [file, *unknown]
     # What was typed behind a flag that there is not is that flag's value: neither a second mistake nor a file.
     values = {
         word for flag, word in pairwise(arguments)
-        if flag in unknown and flag.startswith("--") and "=" not in flag and not word.startswith("-")
+        if flag in unknown and flag[:1] in config.DASHES and "=" not in flag and word[:1] not in config.DASHES
     }  # fmt: skip
     return flags, None if file in values else file, [word for word in unknown if word not in values]
 

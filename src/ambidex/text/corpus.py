@@ -10,7 +10,7 @@ from __future__ import annotations
 import codecs
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -122,6 +122,10 @@ class Corpus:
     def summary(self, text_bytes: int) -> Summary:
         """Of the text as it was last read."""
         return Summary(self.data, len(self.sources), self.documents, text_bytes, self.replaced, self.skipped)
+
+    def described(self, prepared: Summary) -> Summary:
+        """The summary of a text that was prepared before, with what this corpus was given and passed over."""
+        return replace(prepared, data=self.data, sources=len(self.sources), skipped=self.skipped)
 
 
 def _with_last(document: Document) -> Iterator[tuple[bytes, bool]]:

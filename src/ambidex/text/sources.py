@@ -67,6 +67,10 @@ def find_sources(data: Sequence[str], scratch: Path) -> Found:
 
 def _find(word: str, found: Found, scratch: Path) -> None:
     if word == "-":
+        if sys.stdin is None:  # closed by whoever started the process
+            raise Problems(
+                Problem("standard input is closed", fix="--data PATH, or pipe a text in"), Exit.DATA
+            )
         found.sources.append(_spool("standard input", sys.stdin.buffer, scratch))
     elif word == "builtin":
         found.sources += builtin_sources()
