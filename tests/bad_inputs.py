@@ -117,6 +117,10 @@ DATA = [
         written(**{"book__txt__gz": "not gzip"})),
     Bad("a vocabulary larger than the text supports", "--tokenizer bpe --vocabulary-size 5000", 3,
         ("too short for such a BPE vocabulary", "--vocabulary-size ", "or more text")),
+    Bad("an empty name, as an empty variable gives it", "--data ''", 3, ("a name in --data is empty",)),
+    Bad("an address", "--data https://example.org/book.txt", 3, ("is not there", "nothing is fetched from an address")),
+    Bad("names with a comma between them", "--data book.txt,more.txt", 3, ("is not there", "--data book.txt more.txt")),
+    Bad("a data set without a name", "--data hf:", 3, ("names no data set", "hf:FOLDER")),
     Bad("no data at all", "--data", 3, ("no data was given", "--data builtin")),
 ]  # fmt: skip
 
@@ -126,6 +130,8 @@ SETTINGS = [
         ("2 errors", "There is no flag \u2014seed", "did you mean '--seed'", "none of the keyboard's", "did you mean '--keep'")),
     Bad("a flag in capitals, and one with a single dash", "--SEED 5 -keep 2", 2,
         ("2 errors", "did you mean '--seed'", "did you mean '--keep'")),
+    Bad("one word too many", "mine.toml other.toml", 2, ("'other.toml' is one word too many", "--data PATH"),
+        written(mine__toml="keep = 2\n", other__toml="")),
     Bad("a key that there is not", "mine.toml", 2, ("There is no setting 'learning_rat'", "did you mean 'learning_rate'"),
         written(mine__toml="learning_rat = 1e-3\n")),
     Bad("a word that is no number", "--seed many", 2, ("--seed", "'many' (flag --seed)", "a whole number")),
@@ -174,6 +180,7 @@ FOLDERS = [
         lambda: (a_run(), written(other__txt=TEXT * 2)())[0]),
     Bad("a run with no good checkpoint", "--out run --resume", 3,
         ("No checkpoint of the run is good", "model.safetensors: sha256 mismatch"), a_run_with_damage),
+    Bad("--from-trace that is a file", "--trace --from-trace book.txt", 3, ("There is no run here", "book.txt: no card.json")),
     Bad("a run with a broken card", "--out run --resume", 3, ("card cannot be read",), a_run_without_a_readable_card),
     Bad("runs to go where a file is", "", 2, ("AMBIDEX_RUNS is not a folder",), environment={"AMBIDEX_RUNS": "book.txt"}),
     Bad("a cache that is a file", "", 4, ("token cache", "AMBIDEX_CACHE"), environment={"AMBIDEX_CACHE": "book.txt"},

@@ -169,12 +169,15 @@ def _read_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 def _unknown_flag(word: str) -> Problem:
     known = [flag(name) for name in fields()]
+    if word[:1] not in DASHES:
+        return Problem(f"{word!r} is one word too many.", wanted="one configuration file, and flags",
+                       fix="--data PATH, if it is a text to learn from")  # fmt: skip
     typed = word.split("=", maxsplit=1)[0]
     plain = "--" + typed.lstrip(DASHES).lower()
     return Problem(
         f"There is no flag {word}.",
         found="a dash that is none of the keyboard's" if word[:1] in DASHES[1:] else "",
-        fix=did_you_mean(plain, known) or "ambidex train --help",
+        fix=(did_you_mean(plain, known) if len(plain) > 3 else "") or "ambidex train --help",
     )
 
 
