@@ -342,7 +342,7 @@ def bench(arguments: list[str]) -> int:
     wrong = [
         Problem(f"{flag} has a value that it cannot have.", found=str(value), wanted=f"{least} or more")
         for flag, value, least in (("--threads", options.threads, 0), ("--steps", options.steps, 1),
-                                    ("--rounds", options.rounds, 1), ("--to-loss", options.to_loss, 0)) if value < least
+                                    ("--rounds", options.rounds, 1), ("--to-loss", options.to_loss, 0)) if not value >= least
     ]  # fmt: skip
     if options.to_loss and not options.data:
         wrong.append(Problem("--to-loss needs a text.", found="no --data", wanted="a text file",

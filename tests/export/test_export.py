@@ -71,6 +71,15 @@ def test_a_place_that_cannot_be_written_is_exit_4_and_names_the_flag(run, tmp_pa
     assert "--to with another folder" in said
 
 
+@pytest.mark.parametrize("to", ["", " ", ".", ".."])
+def test_the_folder_that_one_stands_in_is_not_replaced(run, tmp_path, monkeypatch, capsys, to):
+    (tmp_path / "outer" / "empty").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "outer" / "empty")
+    assert typed(run, "--to", to) == 2
+    assert "do: --to model" in capsys.readouterr().err
+    assert list((tmp_path / "outer").rglob("*")) == [tmp_path / "outer" / "empty"]
+
+
 def test_an_untouched_export_is_replaced_and_anything_else_is_left_alone(run, tmp_path, capsys):
     out = tmp_path / "out"
     assert typed(run, "--to", out) == 0
