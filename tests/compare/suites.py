@@ -242,7 +242,13 @@ def one_leg(bench: Bench, config: str, seed: int, leg: Benign, name: str = "") -
     except Exception as error:
         print("BROKEN", config, leg.name, repr(error)[:300], flush=True)
         return
-    row = {"suite": "benign", "config": config, "seed": seed, "case": name or leg.name, "torch": torch.__version__}
+    row = {
+        "suite": "benign",
+        "config": config,
+        "seed": seed,
+        "case": name or leg.name,
+        "torch": torch.__version__,
+    }
     bench.put_by(candidate, row)
     verdict, differs = verdict_on(reference, candidate)
     bench.keep({**row, **summary(reference, candidate, verdict, differs),
@@ -259,7 +265,9 @@ def judge_again(bench: Bench) -> None:
         row |= summary(reference, case.parent, *verdict_on(reference, case.parent, handicap=handicap))
         if row["suite"] != "benign":
             first = row["first"]
-            row["right"] = bool(first and first["stage"] == row["stage"] and row["module"] in ("", first["module"]))
+            row["right"] = bool(
+                first and first["stage"] == row["stage"] and row["module"] in ("", first["module"])
+            )
         bench.keep({**row, "seconds": round(time.perf_counter() - started, 2)})
 
 

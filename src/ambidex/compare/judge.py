@@ -141,12 +141,13 @@ def _most_upstream(places: Sequence[tuple[View, int]], feeds: dict[str, list[str
         return None
     first = min(found, key=lambda f: STAGES.index(f.stage))
     scales = {f.step: f.factor for f in found if f.stage == "schedule"}
-    if first.stage == "schedule" and rate is None and _changes(list(scales.values())):
+    if first.stage == "schedule" and rate is None:
         if is_bias_correction(scales, betas_in(view for view, _ in places)):
-            words = "All updates are off by a factor that changes from step to step as AdamW's bias correction does."
+            words = "All updates are off by the factor of AdamW's bias correction, left out or counted from another step."
             return replace(first, stage="update", words=words)
-        words = "In each step all updates are off by one factor, which changes from step to step."
-        return replace(first, words=words)
+        if _changes(list(scales.values())):
+            words = "In each step all updates are off by one factor, which changes from step to step."
+            return replace(first, words=words)
     if rate is not None and STAGES.index(first.stage) >= STAGES.index("update") and rate.step <= first.step:
         return rate
     return first
@@ -260,7 +261,7 @@ def _not_judged(view: View) -> list[dict[str, Any]]:
                 "mode": mode,
                 "step": view.leg.start,
                 "tensor": f"{view.unmatched} tensors",
-                "why": "only one of the runs recorded them",
+                "why": "only one of the runs recorded them, or in other pieces",
             }
         )
     return high

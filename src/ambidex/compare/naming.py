@@ -89,7 +89,10 @@ def lost_gradient(view: View, step: int) -> tuple[str, None] | None:
         key.name: None
         for one, other in ((view.reference, view.candidate), (view.candidate, view.reference))
         for key in one.keys
-        if key.step == step and key.kind == "gradient" and key not in other.row and one.norms[one.row[key]] > 0
+        if key.step == step
+        and key.kind == "gradient"
+        and key not in other.row
+        and one.norms[one.row[key]] > 0
     }
     if not lost or not any(view.keys[n].kind == "gradient" for n in view.at(step)):
         return None
@@ -100,7 +103,9 @@ def lost_gradient(view: View, step: int) -> tuple[str, None] | None:
         return place.get(_recorded_owner(parameter, set(outputs)) or "", -1)
 
     last = max(lost, key=depth)
-    wrong = [depth(view.keys[n].name) for n in view.at(step) if view.keys[n].kind == "gradient" and view.dirty(n)]
+    wrong = [
+        depth(view.keys[n].name) for n in view.at(step) if view.keys[n].kind == "gradient" and view.dirty(n)
+    ]
     return None if wrong and max(wrong) > depth(last) else (last, None)
 
 

@@ -160,7 +160,9 @@ class Recorder:
     def maker_of(self, values: Tensor) -> str | None:
         """The module that put out this very tensor, or a view of all of it, in the present forward."""
         made = self._made.get((values.data_ptr(), values.numel()))
-        if made is None or not values.numel() or made[2] != values._version:  # written to since: another tensor
+        if (
+            made is None or not values.numel() or made[2] != values._version
+        ):  # written to since: another tensor
             return None
         return made[0]
 
@@ -216,7 +218,12 @@ class Recorder:
             return values
         if self.maker_of(values) is None:  # the sum of two branches, or a function's result
             self._see("input", self._numbered("input", name), values)
-        if changes or not values.requires_grad or not torch.is_grad_enabled() or isinstance(values, nn.Parameter):
+        if (
+            changes
+            or not values.requires_grad
+            or not torch.is_grad_enabled()
+            or isinstance(values, nn.Parameter)
+        ):
             return values
         one = self._numbered("own", name)
         start = self._place("own", one, values)

@@ -10,7 +10,7 @@ import numpy as np
 
 from ambidex.compare.align import LEAST, NEAR, View
 from ambidex.compare.fingerprint import BUCKETS, factors
-from ambidex.compare.naming import guilty_backward, guilty_forward, lost_gradient, loss_rows, parent
+from ambidex.compare.naming import guilty_backward, guilty_forward, loss_rows, lost_gradient, parent
 
 STAGES = ("data", "weights", "forward", "stale", "loss", "backward", "accumulation", "clip", "moments", "update",
           "schedule")  # fmt: skip
@@ -117,9 +117,11 @@ def _backward(view: View, step: int, feeds: dict[str, list[str]], *, second: boo
     parameters = [n for n in view.at(step) if view.keys[n].kind == "gradient"]
     dirty = [n for n in parameters if view.dirty(n)]
     flowing_is_clean = bool(between) and not any(view.dirty(n) for n in between)
-    if parameters and len(dirty) >= max(2, MOST * len(parameters)):
+    if parameters and len(dirty) >= max(2, MOST * len(_not_nothing(view, parameters))):
         if flowing_is_clean:
-            words = "What flows between the modules is the same; the gradients that are added up from it are not."
+            words = (
+                "What flows between the modules is the same; the gradients that are added up from it are not."
+            )
             return finding_of(view, number, "accumulation", "model", words)
         if not between and (common := _common_factor(view, parameters)):
             words = f"Every gradient is {common:.7g} times the reference's."
@@ -132,8 +134,17 @@ def _backward(view: View, step: int, feeds: dict[str, list[str]], *, second: boo
     return finding_of(view, number, "backward", module, words)
 
 
+def _not_nothing(view: View, numbers: Sequence[int]) -> list[int]:
+    """Those that are more than zeros in either run: of a parameter that is not used, nothing can be off."""
+    either = [
+        max(view.reference.norms[view.rows[n][0]], view.candidate.norms[view.rows[n][1]]) for n in numbers
+    ]
+    return [n for n, norm in zip(numbers, either) if norm > 0]
+
+
 def _common_factor(view: View, numbers: Sequence[int]) -> float | None:
     """The one factor by which all of these tensors are off; None where there is none."""
+    numbers = _not_nothing(view, numbers)
     scale, rest = _factors(view, numbers)
     rounding = view.limit * _floors(view, numbers)
     common = float(np.median(scale))
@@ -192,7 +203,9 @@ def _moments(view: View, step: int) -> Finding | None:
     dirty = {kind: [n for n in rows if view.dirty(n)] for kind, rows in by_kind.items()}
     if not any(dirty.values()):
         return None
-    if finding := _handed_down(view, step, [n for rows in dirty.values() for n in rows], ("gradient", "clipped")):
+    if finding := _handed_down(
+        view, step, [n for rows in dirty.values() for n in rows], ("gradient", "clipped")
+    ):
         return finding
     if _both_scaled(view, by_kind):
         number = dirty["exp_avg"][0] if dirty["exp_avg"] else dirty["exp_avg_sq"][0]
@@ -211,7 +224,7 @@ def _moments(view: View, step: int) -> Finding | None:
 
 def _both_scaled(view: View, by_kind: dict[str, list[int]]) -> bool:
     """Whether every first moment is a times, and every second a squared times, the reference's: a clip inside a kernel."""
-    first, second = by_kind["exp_avg"], by_kind["exp_avg_sq"]
+    first, second = (_not_nothing(view, by_kind[kind]) for kind in ("exp_avg", "exp_avg_sq"))
     if not first or not second:
         return False
     a, rest_a = _factors(view, first)
@@ -230,7 +243,7 @@ def _update(view: View, step: int) -> Finding | None:
     dirty = [n for n in rows if view.dirty(n)]
     if not dirty:
         return None
-    plain = [n for n in view.at(step) if view.keys[n].kind == "update"]
+    plain = _not_nothing(view, [n for n in view.at(step) if view.keys[n].kind == "update"])
     names = {view.keys[n].name for n in dirty}
     if all(view.keys[n].kind == "unseen_update" for n in dirty):
         words = "Only rows that never had a gradient differ: there nothing but decay moves a weight."
@@ -273,7 +286,7 @@ def _rate_factor(view: View, plain: Sequence[int], names: set[str]) -> float | N
 def _where(view: View, dirty: Sequence[int], whole: Sequence[int]) -> str:
     """The one module that differs, or the optimizer where it is most of them."""
     guilty = {view.keys[n].name for n in dirty}
-    among = {view.keys[n].name for n in whole}
+    among = {view.keys[n].name for n in _not_nothing(view, whole)}
     if len(guilty) > 1 and len(guilty) >= MOST * len(among):
         return "optimizer"
     return view.keys[dirty[0]].name.rpartition(".")[0]
