@@ -32,6 +32,7 @@ import torch  # noqa: E402
 from benign import BENIGN, ENVIRONMENTS, Benign  # noqa: E402
 from faults.again import AGAIN  # noqa: E402
 from faults.blind import BLIND  # noqa: E402
+from faults.fresh import FRESH  # noqa: E402
 from faults.frozen import FROZEN  # noqa: E402
 from faults.known import FAULTS  # noqa: E402
 from faults.ladder import LADDER  # noqa: E402
@@ -70,7 +71,7 @@ SEEDS = {
     **dict.fromkeys(("muon fp32", "muon bf16", "adamw fp32", "adamw bf16"), 5),
 }
 CASE = "case.json"
-GROUPS = {"known": FAULTS + BLIND, "frozen": FROZEN, "again": AGAIN}
+GROUPS = {"known": FAULTS + BLIND, "frozen": FROZEN, "again": AGAIN, "fresh": FRESH}
 
 
 class Bench:
@@ -364,7 +365,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--results", type=Path)
     parser.add_argument("--configs", default=",".join(CONFIGS))
-    parser.add_argument("--groups", default="known,frozen,again")
+    parser.add_argument("--groups", default="known,frozen,again,fresh")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument(
         "--quick",
