@@ -190,3 +190,26 @@ def test_under_autocast_the_floor_is_that_of_bf16_and_other_micro_batches_are_th
     assert verdict.same is True, verdict.first
     assert verdict.worst is not None
     assert verdict.worst.ratio > 0
+
+
+def test_an_evaluation_between_two_steps_is_no_part_of_either(tmp_path: Path) -> None:
+    def run(path: Path, mode: Any) -> None:
+        for leg in range(2):
+            model = straight()
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+            with ambidex.trace(model, optimizer, path, leg=leg):
+                for step in range(3):
+                    if mode:
+                        with mode():
+                            model(torch.ones(7, 3))
+                    model(torch.full((4, 3), 0.5 + step)).square().sum().backward()
+                    optimizer.step()
+                    optimizer.zero_grad()
+
+    run(tmp_path / "plain", None)
+    for mode in (torch.no_grad, torch.inference_mode):
+        run(tmp_path / mode.__name__, mode)
+        verdict = compare([tmp_path / "plain", tmp_path / mode.__name__])[0]
+        assert verdict.same is True, verdict.first
+        assert verdict.worst is not None
+        assert verdict.worst.ratio == 0

@@ -53,6 +53,7 @@ class Recorder:
         self._made: dict[tuple[int, int], tuple[str, Tensor, int]] = {}  # this forward's outputs, kept alive
         self._calls: dict[tuple[str, str], int] = {}  # tensors of this forward so far, by kind and module
         self._same: dict[str, str] = {}  # modules that pass on, untouched, what one inside them put out
+        self._evaluates = False  # the present forward
         self.low = ""  # "bf16" or "fp16" where any module put out such numbers
         self._before: dict[str, Array] = {}
         self._projections = {
@@ -195,6 +196,9 @@ class Recorder:
         """A micro-batch comes in. What the model is really given is recorded, whatever was drawn for it."""
         if in_backward():
             return
+        self._evaluates = not torch.is_grad_enabled()  # between two steps, say: no part of a training
+        if self._evaluates:
+            return
         self._made.clear()
         self._calls.clear()
         tokens = arguments[0] if arguments else None
@@ -204,7 +208,7 @@ class Recorder:
 
     def _enters(self, name: str) -> Callable[..., Any]:
         def hook(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
-            if in_backward():  # a forward that is repeated to save memory
+            if self._looks_away():
                 return None
             changes = getattr(module, "inplace", False)
             arguments = tuple(self._read(name, one, changes=changes) for one in arguments)
@@ -233,7 +237,7 @@ class Recorder:
 
     def _leaves(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
-            if in_backward():
+            if self._looks_away():
                 return
             for source in floating((arguments, named)):
                 self._came_in(name, source)
@@ -244,7 +248,7 @@ class Recorder:
 
     def _multiplied(self, x: Tensor, weights: tuple[Tensor, ...], found: tuple[Tensor, ...]) -> None:
         """A product by a projection's weight: `products.py` joins several, so that their modules are never called."""
-        if in_backward():
+        if self._looks_away():
             return
         for weight, product in zip(weights, found):
             name = self._projections.get(id(weight))
@@ -253,6 +257,10 @@ class Recorder:
                     self._see("input", self._numbered("input", name), x)
                 self._came_in(name, x)
                 self._came_out(name, product)
+
+    def _looks_away(self) -> bool:
+        """In a forward without gradients, or in one that is repeated to save memory."""
+        return self._evaluates or in_backward()
 
     def _came_in(self, name: str, values: Tensor) -> None:
         maker = self.maker_of(values)
@@ -265,7 +273,7 @@ class Recorder:
         inner = self.maker_of(values)
         one = self._numbered("output", name)
         if inner is None:
-            self._made[values.data_ptr(), values.numel()] = one, values, values._version
+            self._made[values.data_ptr(), values.numel()] = one, values, version(values)
             self.low = self.low or LOW.get(values.dtype, "")
             self._see("output", one, values)
         else:
@@ -293,6 +301,11 @@ class Recorder:
     def _account_gradient(self, kind: str, name: str, found: Tensor | None, start: int) -> None:
         if found is not None and name not in self.replaced:  # None: one of several products, unused
             self.account(kind, name, found, start)
+
+
+def version(values: Tensor) -> int:
+    """How often a tensor was written to; tensors of inference mode do not count."""
+    return 0 if values.is_inference() else values._version
 
 
 def floating(values: Any) -> Iterator[Tensor]:
