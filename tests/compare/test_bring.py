@@ -213,3 +213,33 @@ def test_an_evaluation_between_two_steps_is_no_part_of_either(tmp_path: Path) ->
         assert verdict.same is True, verdict.first
         assert verdict.worst is not None
         assert verdict.worst.ratio == 0
+
+
+def test_a_compiled_model_is_the_same_as_the_plain_one(tmp_path: Path) -> None:
+    def run(path: Path, wrap: Any, legs: int) -> None:
+        for leg in range(legs):
+            model = wrap(straight())
+            loop(model, torch.optim.SGD(model.parameters(), lr=0.01), path, leg=leg)
+
+    def by_method(model: nn.Module) -> nn.Module:
+        model.compile(backend="eager")
+        return model
+
+    run(tmp_path / "plain", lambda model: model, 4)
+    for name, wrap in (
+        ("wrapped", lambda model: torch.compile(model, backend="eager")),
+        ("method", by_method),
+    ):
+        run(tmp_path / name, wrap, 1)
+        verdict = compare([tmp_path / "plain", tmp_path / name])[0]
+        assert verdict.same is True, verdict.first
+        assert verdict.judged > 5
+
+
+def test_a_loop_that_took_no_step_is_not_the_same_as_one_that_did(tmp_path: Path) -> None:
+    model = straight()
+    loop(model, torch.optim.SGD(model.parameters(), lr=0.01), tmp_path / "run")
+    model = straight()
+    with ambidex.trace(model, torch.optim.SGD(model.parameters(), lr=0.01), tmp_path / "none"):
+        pass
+    assert compare([tmp_path / "run", tmp_path / "none"])[0].same is None

@@ -46,7 +46,9 @@ class View:
     def compared(self) -> bool:
         """Whether anything was judged by a floor, or nothing needs one since every bit is equal."""
         exact = np.array([key.kind in EXACT for key in self.keys], dtype=bool)
-        return bool(((self.floor <= TOO_HIGH) & ~exact).any() or (len(self.keys) and (self.error == 0).all()))
+        return bool(
+            ((self.floor <= TOO_HIGH) & ~exact).any() or (not exact.all() and (self.error == 0).all())
+        )
 
     def at(self, step: int) -> Iterator[int]:
         return (n for n, key in enumerate(self.keys) if key.step == step)

@@ -58,11 +58,13 @@ def trace(
     cannot be written.
     """
     folder = Path(path)
+    model, compiled = _unwrapped(model)
     before, low = (_first_leg(folder), _low(folder)) if leg else (None, "")
     if leg and _kept_in(model) == "fp32":
         nudge(model, leg)
     weights = _hash(model)
     recorder = Recorder(model, lambda: _moments(model, optimizer), set(steps))
+    recorder.watches_modules = not compiled  # hooks would be compiled with it
     loop = _Loop(model, optimizer, recorder)
     rounding: AbstractContextManager[object] = (
         Noisy(leg, sums=True) if leg and (low or leg % 3 != 1) else nullcontext()
@@ -86,6 +88,20 @@ def trace(
     _write(folder, found)
     card = _card(model, weights, precision, dict(config or {})) | {"computes_in": recorder.low or precision}
     replace_synced(folder / CARD, (json.dumps(card, indent=2) + "\n").encode())
+
+
+def _unwrapped(model: nn.Module) -> tuple[nn.Module, bool]:
+    """The model inside torch.compile's and DistributedDataParallel's wrappers, so that names are its own, and whether it is compiled."""
+    compiled = False
+    while True:
+        if isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model, compiled = inner, True
+        elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        else:
+            return model, compiled or any(
+                getattr(one, "_compiled_call_impl", None) is not None for one in model.modules()
+            )
 
 
 class _Loop:
