@@ -1,10 +1,12 @@
 """Tokens per second of training, ours beside what else there is: `python benchmarks/training.py`, or `tox run -e bench`.
 
 One model shape, random tokens, every contestant in a process of its own with a fresh allocator, and in turns:
-`ours` in both precisions; `plain`, the usual PyTorch loop in fp32 on the same model (eager, default allocator, AdamW
-not fused, clip_grad_norm_); `transformers`, its Trainer on Qwen3ForCausalLM, where --transformers-python names an
-interpreter that has it. The first step of each is left out. `--clock cpu` counts processor time instead of the wall's,
-for a machine that others use too; it means something with --threads 1 only.
+`ours` in both precisions; `plain`, the usual PyTorch loop on the same model (eager, default allocator, AdamW
+not fused, clip_grad_norm_), in fp32 or under autocast; `transformers`, its Trainer on Qwen3ForCausalLM, where
+--transformers-python names an interpreter that has it. The first step of each is left out, the first three on a GPU.
+`--device cuda` runs all of them there, ours also compiled; the share of peak is of the fastest product of the model's
+own shapes, measured in the same process. `--clock cpu` counts processor time instead of the wall's, for a machine that
+others use too; it means something with --threads 1 only.
 """
 
 from __future__ import annotations
@@ -24,8 +26,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-PRESETS = Path(__file__).parents[1] / "src" / "ambidex" / "presets"
+SOURCE = Path(__file__).parents[1] / "src"
+PRESETS = SOURCE / "ambidex" / "presets"
 CONTESTANTS = ("ours bf16", "plain fp32", "ours fp32", "transformers fp32", "transformers bf16")
+ON_REQUEST = ("ours bf16 compiled", "plain bf16")
+NOT_COUNTED = {"cpu": 1, "cuda": 3}  # first steps, which pay for memory, threads and the choice of kernels
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
@@ -35,11 +40,13 @@ def main() -> None:
     )
     parser.add_argument("--preset", default="45m")
     parser.add_argument("--context", type=int, default=0, help="tokens of a sequence; 0: the preset's")
+    parser.add_argument("--batch-size", type=int, default=0, help="sequences of a step; 0: the preset's")
+    parser.add_argument("--device", choices=tuple(NOT_COUNTED), default="cpu")
     parser.add_argument("--steps", type=int, default=3, help="steps measured in each process")
     parser.add_argument("--rounds", type=int, default=3, help="processes of each contestant, in turns")
     parser.add_argument("--threads", type=int, default=0, help="0: the cores of this machine")
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
-    parser.add_argument("--only", nargs="*", default=list(CONTESTANTS), choices=CONTESTANTS)
+    parser.add_argument("--only", nargs="*", default=list(CONTESTANTS), choices=CONTESTANTS + ON_REQUEST)
     parser.add_argument(
         "--transformers-python", default="", help="an interpreter that has transformers and accelerate"
     )
@@ -76,6 +83,7 @@ def job_of(options: argparse.Namespace) -> dict[str, Any]:
     )
     shape = {name: preset[name] for name in names}
     shape["context"] = options.context or shape["context"]
+    shape["batch_size"] = options.batch_size or shape["batch_size"]
     threads = options.threads or len(os.sched_getaffinity(0))
     return {
         "preset": options.preset,
@@ -83,6 +91,7 @@ def job_of(options: argparse.Namespace) -> dict[str, Any]:
         "steps": options.steps,
         "threads": threads,
         "clock": options.clock,
+        "device": options.device,
     }
 
 
@@ -94,13 +103,15 @@ def machine() -> dict[str, str]:
 
 def in_a_child(contestant: str, job: dict[str, Any], transformers_python: str) -> dict[str, Any]:
     python = transformers_python if "transformers" in contestant else sys.executable
+    # For the count of operations and the peak, which every contestant is measured by.
+    paths = [str(SOURCE), *filter(None, [os.environ.get("PYTHONPATH")])]
     done = subprocess.run([python, __file__, "--child", contestant], input=json.dumps(job), text=True,
-                          stdout=subprocess.PIPE, check=True)  # fmt: skip
+                          stdout=subprocess.PIPE, check=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)})  # fmt: skip
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
 def child(contestant: str, job: dict[str, Any]) -> dict[str, Any]:
-    who, precision = contestant.split()
+    who, precision, *compiled = contestant.split()
     if who == "ours":  # as `ambidex train` does, before torch is imported
         from ambidex.device.cpu import spin_briefly
 
@@ -108,22 +119,55 @@ def child(contestant: str, job: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     torch.set_num_threads(job["threads"])
+    job["compiled"] = bool(compiled)
     times = {"ours": ours, "plain": plain, "transformers": by_transformers}[who](job, precision)
-    return {
-        "seconds": times[1:],
-        "tokens_per_second": job["batch_size"] * job["context"] / statistics.median(times[1:]),
-        "peak_megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+    counted = times[NOT_COUNTED[job["device"]] :]
+    rate = job["batch_size"] * job["context"] / statistics.median(counted)
+    found = {
+        "seconds": counted,
+        "first_step_seconds": times[0],
+        "tokens_per_second": rate,
+        "peak_megabytes": peak_megabytes(job["device"]),
         "torch": torch.__version__,
     }
+    if job["device"] == "cuda":
+        found["gpu"] = torch.cuda.get_device_name()
+    return found | {"share_of_peak": rate * our_shape(job).operations_per_token() / peak(job, precision)}
+
+
+def peak_megabytes(device: str) -> int:
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated() >> 20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def peak(job: dict[str, Any], precision: str) -> float:
+    """Operations per second of the fastest product of this shape, in the precision that the contestant computed in."""
+    import torch
+
+    from ambidex.engine import Device
+
+    torch.set_grad_enabled(False)
+    device, rows = Device(job["device"], precision, job["threads"]), job["batch_size"] * job["context"]
+    sizes = [(job["width"], 3 * job["width"]), (job["width"], 2 * job["feed_forward"]), (job["feed_forward"], job["width"])]
+    return max(device.matmul_rate(rows, *size) for size in sizes)
+
+
+def our_shape(job: dict[str, Any]) -> Any:
+    from ambidex.model import Shape
+
+    names = ("vocabulary_size", "layers", "width", "heads", "kv_heads", "feed_forward", "context")
+    return Shape(**{name: job[name] for name in names})
 
 
 def our_model(job: dict[str, Any]) -> Any:
-    from ambidex.model import LanguageModel, Shape, initialise
+    from ambidex.model import LanguageModel, initialise
 
-    names = ("vocabulary_size", "layers", "width", "heads", "kv_heads", "feed_forward", "context")
-    model = LanguageModel(Shape(**{name: job[name] for name in names}))
+    model = LanguageModel(our_shape(job))
     initialise(model, seed=0)
-    return model
+    return model.to(job["device"])
 
 
 def batches(job: dict[str, Any]) -> list[Any]:
@@ -131,16 +175,25 @@ def batches(job: dict[str, Any]) -> list[Any]:
 
     generator = torch.Generator().manual_seed(0)
     size = (job["batch_size"], job["context"] + 1)
-    return [torch.randint(job["vocabulary_size"], size, generator=generator) for _ in range(job["steps"] + 1)]
+    count = job["steps"] + NOT_COUNTED[job["device"]]
+    return [torch.randint(job["vocabulary_size"], size, generator=generator) for _ in range(count)]
 
 
 def timed(job: dict[str, Any], step: Callable[[Any], None]) -> list[float]:
     clock, times = CLOCKS[job["clock"]], []
     for text in batches(job):
         started = clock()
-        step(text)
+        step(text.to(job["device"]))
+        finish(job)
         times.append(clock() - started)
     return times
+
+
+def finish(job: dict[str, Any]) -> None:
+    if job["device"] == "cuda":
+        import torch
+
+        torch.cuda.synchronize()
 
 
 def ours(job: dict[str, Any], precision: str) -> list[float]:
@@ -148,13 +201,14 @@ def ours(job: dict[str, Any], precision: str) -> list[float]:
     from ambidex.loss import cross_entropy_sum
     from ambidex.optim import Optimizer
 
-    device, model = Device("cpu", precision, job["threads"]), our_model(job)
+    device, model = Device(job["device"], precision, job["threads"]), our_model(job)
+    forward = device.compiled(model)[0] if job["compiled"] else model
     optimizer = Optimizer(model, kind="adamw", betas=(0.9, 0.95), epsilon=1e-8, momentum=0.95, weight_decay=0.1,
                           clip=1.0, products=device.muon_precision())  # fmt: skip
 
     def step(text: Any) -> None:
         with device.autocast():
-            loss = cross_entropy_sum(model, model(text[:, :-1]), text[:, 1:]) / text[:, 1:].numel()
+            loss = cross_entropy_sum(model, forward(text[:, :-1]), text[:, 1:]) / text[:, 1:].numel()
         loss.backward()
         optimizer.clip_gradients()
         optimizer.step(1e-3)
@@ -167,13 +221,14 @@ def plain(job: dict[str, Any], precision: str) -> list[float]:
     import torch
     import torch.nn.functional as F
 
-    assert precision == "fp32"
     model = our_model(job)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1)
 
     def step(text: Any) -> None:
-        logits = model.logits(model(text[:, :-1]))
-        F.cross_entropy(logits.flatten(0, 1), text[:, 1:].flatten()).backward()
+        with torch.autocast(job["device"], torch.bfloat16, enabled=precision == "bf16"):
+            logits = model.logits(model(text[:, :-1]))
+            loss = F.cross_entropy(logits.flatten(0, 1), text[:, 1:].flatten())
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -201,12 +256,14 @@ def by_transformers(job: dict[str, Any], precision: str) -> list[float]:
             ends[0] = clock()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
+            finish(job)
             ends.append(clock())
 
     rows = [{"input_ids": row[:-1], "labels": row[:-1]} for text in batches(job) for row in text]
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
-            output_dir=folder, max_steps=job["steps"] + 1, per_device_train_batch_size=job["batch_size"], use_cpu=True,
+            output_dir=folder, max_steps=job["steps"] + NOT_COUNTED[job["device"]],
+            per_device_train_batch_size=job["batch_size"], use_cpu=job["device"] == "cpu",
             bf16=precision == "bf16", report_to="none", save_strategy="no", logging_strategy="no", disable_tqdm=True,
         )  # fmt: skip
         Trainer(model=model, args=arguments, train_dataset=rows, callbacks=[Watch()]).train()
@@ -215,17 +272,21 @@ def by_transformers(job: dict[str, Any], precision: str) -> list[float]:
 
 def table(report: dict[str, Any]) -> str:
     job, runs = report["job"], report["runs"]
-    lines = [f"{job['preset']}, {job['context']} x {job['batch_size']} tokens a step, {job['threads']} threads, "
-             f"{job['clock']} clock, {report['machine']['cpu']}", "",
-             "| | tokens/s, median | lowest to highest | peak memory, MB | times plain |", "|---|---|---|---|---|"]  # fmt: skip
+    gpus = sorted({run["gpu"] for found in runs.values() for run in found if "gpu" in run})
+    where = ", ".join(gpus) or f"{job['threads']} threads, {report['machine']['cpu']}"
+    lines = [f"{job['preset']}, {job['context']} x {job['batch_size']} tokens a step, {job['clock']} clock, {where}", "",
+             "| | tokens/s, median | lowest to highest | peak memory, MB | share of peak | times plain |",
+             "|---|---|---|---|---|---|"]  # fmt: skip
     rates = {who: sorted(run["tokens_per_second"] for run in found) for who, found in runs.items()}
     base = statistics.median(rates["plain fp32"]) if rates.get("plain fp32") else 0.0
     for who, found in runs.items():
         middle = statistics.median(rates[who])
         memory = statistics.median(run["peak_megabytes"] for run in found)
+        share = statistics.median(run["share_of_peak"] for run in found)
         times = f"{middle / base:.2f}" if base else ""
         lines.append(
-            f"| {who} | {middle:,.0f} | {rates[who][0]:,.0f} to {rates[who][-1]:,.0f} | {memory:,.0f} | {times} |"
+            f"| {who} | {middle:,.0f} | {rates[who][0]:,.0f} to {rates[who][-1]:,.0f} | {memory:,.0f} "
+            f"| {share:.0%} | {times} |"
         )
     return "\n".join(lines)
 

@@ -40,7 +40,7 @@ def generate(
         batch = device.tensor(np.asarray([fresh], dtype=np.int64))  # (1, T)
         with device.autocast():
             logits = model.logits(model(batch, cache)[0, -1])  # (V,)
-        token = _pick(logits.double().cpu().numpy(), float(chances[number]), temperature, top_k)
+        token = _pick(logits.cpu().double().numpy(), float(chances[number]), temperature, top_k)
         history.append(token)
         fresh = [token]
         yield token

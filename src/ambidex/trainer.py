@@ -127,7 +127,7 @@ class Trainer:
                     summed = cross_entropy_sum(self.model, hidden, self.device.tensor(some_targets))
                     loss = summed / targets.size
                 (loss * self.scale.value).backward()  # type: ignore[no-untyped-call]
-                total += loss.detach().double().cpu()
+                total += loss.detach().cpu().double()
         return self.group.sums(float(total))[0]
 
     @torch.no_grad()
