@@ -151,7 +151,11 @@ def peak(job: dict[str, Any], precision: str) -> float:
 
     torch.set_grad_enabled(False)
     device, rows = Device(job["device"], precision, job["threads"]), job["batch_size"] * job["context"]
-    sizes = [(job["width"], 3 * job["width"]), (job["width"], 2 * job["feed_forward"]), (job["feed_forward"], job["width"])]
+    sizes = [
+        (job["width"], 3 * job["width"]),
+        (job["width"], 2 * job["feed_forward"]),
+        (job["feed_forward"], job["width"]),
+    ]
     return max(device.matmul_rate(rows, *size) for size in sizes)
 
 
