@@ -10,6 +10,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import time
 import traceback
 from collections.abc import Callable
@@ -20,7 +21,8 @@ from common import command, story, to_the_end, warm, words
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-MOST_SECONDS, MOST_MB = 5.0, 512
+MOST_SECONDS, MOST_MB = 5.0, 512  # of the processor, which other work on the machine does not lengthen
+STUCK = 60.0  # seconds after which a case that waits is given up
 DEEP = "[" * 100_000
 numbers = st.one_of(
     st.integers(-3, 40), st.integers(), st.floats(), st.sampled_from([2**31, 2**53, 2**63, 2**64, 10**400])
@@ -34,6 +36,14 @@ values = st.recursive(st.one_of(st.none(), st.booleans(), numbers, text, odd),
                       max_leaves=12)  # fmt: skip
 raw = st.one_of(st.binary(max_size=200), values.map(lambda v: json.dumps(v).encode()), st.sampled_from(
     [b"", b"{", DEEP.encode(), b"\x80\x04\x95\x0b.", b"PK\x03\x04" + bytes(60), b"9" * 5000, b"\xff" * 64, b'{"a":' * 50_000]))  # fmt: skip
+
+
+class Stuck(BaseException):
+    """A case did not end."""
+
+
+def _stuck(*_: object) -> None:
+    raise Stuck
 
 
 class Readers:
@@ -272,6 +282,7 @@ SHARES = {
 def run(place: Path, cases: int = 20_000) -> dict[str, Any]:
     os.environ["COLUMNS"] = "100"
     warm()
+    signal.signal(signal.SIGALRM, _stuck)
     readers = Readers(place)
     found: dict[str, Any] = {"cases": {}, "total": 0, "slowest_seconds": 0.0, "most_MB": 0, "broken": [],
                              "bounds": f"{MOST_SECONDS:.0f} s or {MOST_MB} MB"}  # fmt: skip
@@ -291,8 +302,9 @@ def _feed(name: str, read: Callable[[Any], None], cases: int, found: dict[str, A
 
     def once(data: Any) -> None:
         nonlocal count
-        started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        started, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         said = io.StringIO()
+        signal.setitimer(signal.ITIMER_REAL, STUCK)
         try:
             with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
                 read(data)
@@ -301,9 +313,13 @@ def _feed(name: str, read: Callable[[Any], None], cases: int, found: dict[str, A
         except Exception:
             if len(found["broken"]) < 40:
                 found["broken"].append({"reader": name, "what": traceback.format_exc()[-1500:]})
+        except Stuck:
+            found["broken"].append({"reader": name, "what": f"no end after {STUCK:.0f} s"})
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         if "Traceback" in said.getvalue() or "\x1b" in said.getvalue():
             found["broken"].append({"reader": name, "said": said.getvalue()[-500:]})
-        took = time.perf_counter() - started
+        took = time.process_time() - started
         grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
         found["slowest_seconds"] = round(max(found["slowest_seconds"], took), 2)
         found["most_MB"] = max(found["most_MB"], grown)

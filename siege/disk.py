@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -31,7 +32,8 @@ FAULTS = {  # what, for which calls, whether it stays so
 }
 
 
-def run(place: Path) -> dict[str, Any]:
+def run(place: Path, faults: tuple[int, ...] = (1, 7, 20, 45, 90), small_disks: int = 8) -> dict[str, Any]:
+    """``faults``: at which call of its kind a run's disk fails."""
     warm()
     data = story(place)
     assert (
@@ -45,19 +47,26 @@ def run(place: Path) -> dict[str, Any]:
     else:
         with faulty(place) as (mount, control):
             found["saves_with_a_fault_at_each_call"] = each_call(mount, control, found["broken"])
-            found["runs_with_a_fault"] = whole_runs(mount, control, data, wanted, found["broken"])
+            found["runs_with_a_fault"] = whole_runs(mount, control, data, wanted, faults, found["broken"])
+            found["resumes_with_a_fault"] = resumes(mount, control, data, wanted, faults, found["broken"])
     if os.geteuid() != 0:
         found["not_run"].append("small file systems: mounting one needs root")
     else:
         found["saves_on_a_small_file_system"] = small_disk(place, found["broken"])
-        found["runs_on_a_small_file_system"] = small_runs(place, data, wanted, found["broken"])
+        found["runs_on_a_small_file_system"] = small_runs(place, data, wanted, small_disks, found["broken"])
     return found
 
 
 def no_fuse() -> str:
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
         return "no /dev/fuse that this user may open"
-    return "" if importlib.util.find_spec("fuse") else "fusepy is not installed"
+    if importlib.util.find_spec("fuse") is None:
+        return "fusepy is not installed"
+    # In a process of its own: it loads the library at once, and fails where that is missing.
+    tried = subprocess.run([sys.executable, "-c", "import fuse"], capture_output=True, text=True, check=False)
+    return (
+        (tried.stderr.strip().splitlines() or ["fusepy cannot be imported"])[-1] if tried.returncode else ""
+    )
 
 
 @contextlib.contextmanager
@@ -69,17 +78,21 @@ def faulty(place: Path) -> Iterator[tuple[Path, Path]]:
         [sys.executable, str(Path(__file__).with_name("faultfs.py")), mount, behind, control]
     )
     try:
-        for _ in range(500):
-            if os.path.ismount(mount):
+        for _ in range(3000):  # a minute, for a machine that has other work
+            if os.path.ismount(mount) or server.poll() is not None:
                 break
             time.sleep(0.02)
-        else:
-            raise SystemExit("error: the fault-injecting file system did not come up: is libfuse2 installed?")
+        if not os.path.ismount(mount):
+            raise RuntimeError("the fault-injecting file system did not come up")
         yield mount, control
     finally:
         order(control, {})
-        subprocess.run(["umount", "-l", mount], check=False)
-        server.wait(20)
+        unmount = ["umount", "-l"] if os.geteuid() == 0 else ["fusermount", "-u", "-z"]
+        subprocess.run([*unmount, mount], check=False)
+        try:
+            server.wait(60)
+        except subprocess.TimeoutExpired:
+            server.kill()
 
 
 def order(control: Path, what: dict[str, Any]) -> None:
@@ -140,11 +153,13 @@ def each_call(mount: Path, control: Path, broken: list[Any]) -> dict[str, int]:
     return cases
 
 
-def whole_runs(mount: Path, control: Path, data: Path, wanted: str, broken: list[Any]) -> dict[str, Any]:
+def whole_runs(
+    mount: Path, control: Path, data: Path, wanted: str, faults: tuple[int, ...], broken: list[Any]
+) -> dict[str, Any]:
     """A training meets the fault somewhere in its second half; afterwards the disk is mended and it is resumed."""
     told = {"ended_well": 0, "ended_in_4": 0, "identical_after_resume": 0, "runs": 0}
     for kind, (error, calls, for_good) in FAULTS.items():
-        for at in (1, 7, 20, 45, 90):
+        for at in faults:
             out, log = mount / "run", mount.parent / f"fault-{kind.replace(' ', '-')}-{at}.txt"
             order(control, {})
             child = command(words(data, out, steps=STEPS, save_every=1), log)
@@ -162,6 +177,44 @@ def whole_runs(mount: Path, control: Path, data: Path, wanted: str, broken: list
             told["identical_after_resume"] += same
             if code not in (0, 4) or not same or "Traceback" in said:
                 broken.append({"fault": kind, "at": at, "exit": code, "resumed": again, "said": said[-700:]})
+            shutil.rmtree(out, ignore_errors=True)
+    return told
+
+
+def resumes(
+    mount: Path, control: Path, data: Path, wanted: str, faults: tuple[int, ...], broken: list[Any]
+) -> dict[str, int]:
+    """A killed run is resumed on a disk that cannot be listed or read from some call on: it must not begin afresh."""
+    told = {"resumes": 0, "refused": 0, "identical_on_a_whole_disk": 0}
+    killed, log = mount.parent / "killed", mount.parent / "killed.txt"
+    child = command(words(data, killed, steps=STEPS, save_every=1), log)
+    while not (killed / "checkpoints" / "step-000004").exists() and ended(child) is None:
+        time.sleep(0.001)
+    os.kill(child, signal.SIGKILL)
+    to_the_end(child)
+    for call in ("readdir", "getattr", "open", "read"):
+        for at in faults:
+            out, log = mount / "run", mount.parent / f"resume-{call}-{at}.txt"
+            shutil.copytree(killed, out)
+            order(control, {"error": "EIO", "calls": [call], "at": at, "for_good": True})
+            code = to_the_end(command(["train", "--resume", "--out", str(out)], log))
+            order(control, {})
+            said = log.read_text()
+            again = to_the_end(command(["train", "--resume", "--out", str(out)], log))
+            same = again == 0 and bits(out, STEPS) == wanted
+            told["resumes"] += 1
+            told["refused"] += code != 0
+            told["identical_on_a_whole_disk"] += same
+            if code not in (0, 2, 3, 4) or not same or "Traceback" in said or "at step 0" in log.read_text():
+                broken.append(
+                    {
+                        "fault": f"resume, {call}",
+                        "at": at,
+                        "exit": code,
+                        "resumed": again,
+                        "said": said[-700:],
+                    }
+                )
             shutil.rmtree(out, ignore_errors=True)
     return told
 
@@ -219,10 +272,10 @@ def small_disk(place: Path, broken: list[Any]) -> dict[str, int]:
     return told
 
 
-def small_runs(place: Path, data: Path, wanted: str, broken: list[Any]) -> dict[str, int]:
+def small_runs(place: Path, data: Path, wanted: str, runs: int, broken: list[Any]) -> dict[str, int]:
     """Trainings whose disk fills, or is remounted read-only, under way; then there is room again."""
     told = {"runs": 0, "ended_in_4": 0, "identical_after_resume": 0}
-    for what in ("full", "read-only") * 4:
+    for what in (("full", "read-only") * runs)[:runs]:
         with small(place, 4096) as mount:
             out, log = mount / "run", place / f"small-{told['runs']}.txt"
             child = command(words(data, out, steps=STEPS, save_every=1), log)

@@ -33,8 +33,8 @@ def read_card(path: Path) -> dict[str, Any]:
     wanted = "a folder that ambidex train or ambidex.trace wrote"
     try:
         card = json.loads(read_small(path / CARD, LARGEST))
-        _check(card)
-    except FileNotFoundError:
+        check_card(card)
+    except (FileNotFoundError, NotADirectoryError):
         raise Problems(
             Problem(
                 "There is no run here.",
@@ -52,7 +52,7 @@ def read_card(path: Path) -> dict[str, Any]:
     return card  # type: ignore[no-any-return]
 
 
-def _check(card: Any) -> None:
+def check_card(card: Any) -> None:
     """Raise ValueError where what is there is not of the kind that it must be. What is not there is not missed here."""
     if not isinstance(card, dict) or not isinstance(card.get("config"), dict):
         raise ValueError("no card of a run")

@@ -14,6 +14,7 @@ import math
 import os
 import re
 import shutil
+import stat
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -38,7 +39,7 @@ MODEL, OPTIMIZER, STATE, MANIFEST = (
     "manifest.json",
 )
 FORMAT = 1
-_NAME = re.compile(r"step-(\d{6,12})")
+_NAME = re.compile(r"step-([0-9]{6,12})")
 _LARGEST = sys.float_info.max
 _LARGEST_JSON = 1 << 20  # bytes; ours are under 10 kB
 
@@ -79,12 +80,35 @@ def folder_name(step: int) -> str:
 
 
 def steps_in(checkpoints: Path) -> list[int]:
-    """The steps of the finished folders, oldest first. Looks at names only."""
+    """The steps of the finished folders, oldest first; none where there is no such folder. Looks at names only."""
     try:
-        found = [_NAME.fullmatch(path.name) for path in checkpoints.iterdir() if path.is_dir()]
+        return list_steps(checkpoints)
     except OSError:
         return []
-    return sorted(int(match[1]) for match in found if match)
+
+
+def list_steps(checkpoints: Path) -> list[int]:
+    """As `steps_in`; raises OSError where what is there cannot be listed, which is not the same as nothing."""
+    try:
+        names = [path.name for path in checkpoints.iterdir()]
+    except FileNotFoundError:
+        if checkpoints.is_symlink():  # to nowhere: a disk that is not mounted, perhaps
+            raise
+        return []
+    found = [
+        match for match in map(_NAME.fullmatch, names) if match and folder_name(int(match[1])) == match[0]
+    ]
+    return sorted(int(match[1]) for match in found if _may_be_folder(checkpoints / match[0]))
+
+
+def _may_be_folder(path: Path) -> bool:
+    """Also where the disk does not say: then loading it says why not."""
+    try:
+        return stat.S_ISDIR(path.stat().st_mode)
+    except FileNotFoundError:  # a link to nowhere
+        return False
+    except OSError:
+        return True
 
 
 def save(
@@ -100,8 +124,8 @@ def save(
     try:
         checkpoints.mkdir(parents=True, exist_ok=True)
         _check_space(checkpoints, size_of(checkpoint))
-        if unfinished.exists():
-            shutil.rmtree(unfinished)
+        if os.path.lexists(unfinished):
+            _remove(unfinished)
         unfinished.mkdir()
         _write(unfinished, checkpoint)
         _read_back(unfinished)
@@ -144,7 +168,7 @@ def _read_back(folder: Path) -> None:
 def _appear(unfinished: Path, target: Path) -> None:
     """One rename. A damaged one of the same step, passed over on resume, makes room, and comes back if that fails."""
     replaced = None
-    if target.exists():
+    if os.path.lexists(target):  # a link to nowhere is in the way as well
         replaced = target.with_name(f".{target.name}.replaced.{os.getpid()}")
         target.rename(replaced)
     try:
@@ -155,7 +179,7 @@ def _appear(unfinished: Path, target: Path) -> None:
         raise
     sync_folder(target.parent)
     if replaced is not None:
-        shutil.rmtree(replaced, ignore_errors=True)
+        _remove(replaced)
 
 
 def newest_good(checkpoints: Path, wanted: Wanted | None = None) -> Found:
@@ -168,6 +192,11 @@ def newest_good(checkpoints: Path, wanted: Wanted | None = None) -> Found:
         except Damaged as damage:
             skipped.append(one_line(f"skipped {folder.name}: {damage}", 300))
     return Found(None, None, tuple(skipped))
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    """The state of a checkpoint alone, verified. Raises Damaged."""
+    return _load_state(folder, _read_manifest(folder)[STATE])
 
 
 def load(folder: Path, wanted: Wanted | None = None) -> Checkpoint:
@@ -224,11 +253,13 @@ def keep_only(checkpoints: Path, newest: int, best: int | None, saved: int | Non
     """Delete all but the newest few up to step ``saved``, and the best. Failing to is no reason to stop training.
 
     What lies beyond ``saved``, the step that has just been verified, was passed over on a resume: it does not count.
+    Nor does a folder without a manifest, which is none of ours.
     """
     with suppress(OSError):
         for left in checkpoints.glob(".step-*.deleted"):
-            shutil.rmtree(left, ignore_errors=True)
-    counted = [step for step in steps_in(checkpoints) if saved is None or step <= saved]
+            _remove(left)
+    counted = [step for step in steps_in(checkpoints) if (saved is None or step <= saved)
+               and os.path.lexists(checkpoints / folder_name(step) / MANIFEST)]  # fmt: skip
     for step in counted[:-newest]:
         if step != best:
             doomed = checkpoints / f".{folder_name(step)}.deleted"
@@ -243,9 +274,18 @@ def keep_only(checkpoints: Path, newest: int, best: int | None, saved: int | Non
 
 def clear_unfinished(checkpoints: Path) -> None:
     """Remove what killed runs left half-written. Call it only while holding the run's lock."""
-    if checkpoints.is_dir():
+    with suppress(OSError):
         for path in checkpoints.glob(".step-*"):
-            shutil.rmtree(path, ignore_errors=True)
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """A folder with all that is in it, or a link or file where one lies in its place: never what a link points to."""
+    if path.is_symlink() or not path.is_dir():
+        with suppress(OSError):
+            path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 @contextmanager
@@ -329,6 +369,8 @@ _STATE: dict[str, Callable[[Any], bool]] = {
     "optimizer_steps": _count,
     "skipped_in_a_row": _count,
     "config": lambda value: isinstance(value, dict),
+    "card": lambda value: isinstance(value, dict),
+    "precision": lambda value: isinstance(value, str),
     "data_hash": lambda value: isinstance(value, str),
 }
 

@@ -11,10 +11,11 @@ from typing import Any
 
 from ambidex.cardfile import CARD, read_card
 from ambidex.errors import Problems
+from ambidex.files import open_plain, read_small
 from ambidex.rows import METRICS, Row, read_tail
 
 LOCK = ".lock"
-_NAME = re.compile(r"step-(\d{6,12})")
+_NAME = re.compile(r"step-([0-9]{6,12})")
 _LARGEST_MANIFEST = 1 << 20
 LARGEST_SAMPLES = 1 << 22  # bytes of samples.md
 
@@ -120,7 +121,7 @@ def checkpoint_steps(folder: Path) -> list[int]:
         ]
     except OSError:
         return []
-    return sorted(int(match[1]) for match in found)
+    return sorted(step for match in found if f"step-{(step := int(match[1])):06d}" == match[0])
 
 
 def saved(folder: Path) -> list[Saved]:
@@ -132,9 +133,7 @@ def _saved(folder: Path, step: int) -> Saved:
     size, wrong = 0, ""
     try:
         manifest = folder / "manifest.json"
-        if manifest.stat().st_size > _LARGEST_MANIFEST:
-            raise ValueError
-        files = json.loads(manifest.read_bytes())["files"]
+        files = json.loads(read_small(manifest, _LARGEST_MANIFEST))["files"]
         for name in ("model.safetensors", "optimizer.safetensors", "state.json"):
             found, wanted = (folder / name).stat().st_size, int(files[name]["size"])
             size += found
@@ -143,16 +142,16 @@ def _saved(folder: Path, step: int) -> Saved:
         return Saved(step, size, manifest.stat().st_mtime, wrong)
     except OSError as error:
         return Saved(step, size, 0.0, f"{Path(str(error.filename)).name}: {error.strerror}")
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return Saved(step, size, 0.0, "manifest.json: cannot be understood")
 
 
 def read_samples(path: Path) -> list[tuple[str, str]]:
     """Heading and text of each sample; of a file that is broken, those that are whole."""
     try:
-        with path.open("rb") as file:
+        with open_plain(path) as file:
             text = file.read(LARGEST_SAMPLES).decode("utf-8", "replace")
-    except OSError:
+    except (OSError, ValueError):
         return []
     found = []
     for part in re.split(r"(?m)^(?=## Step \d)", text)[1:]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import statistics
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -92,7 +93,7 @@ def recorded(run: Path) -> list[dict[str, Any]]:
 
 def cut_back(run: Path, step: int) -> None:
     """Drop what came after ``step``: a resumed run sees those steps again. Raises OSError."""
-    if not (run / HEALTH).exists():
+    if not os.path.lexists(run / HEALTH):  # a link to nowhere is replaced as well, not written through
         return
     kept = [entry for entry in recorded(run) if entry["step"] <= step]
     replace_synced(run / HEALTH, "".join(json.dumps(entry) + "\n" for entry in kept).encode())

@@ -65,6 +65,7 @@ from ambidex.text.cache import default_cache
 from ambidex.text.tokens import Tokens, prepare
 from ambidex.trainer import Trainer, fit
 
+MOST_RESUMES = 200  # that a card tells of: one that grew for ever would one day be too large to be read
 WARM_UP_STEPS = 4  # of which the first is left out: it pays for memory and threads
 
 
@@ -108,13 +109,13 @@ def start(resolved: Resolved) -> Outcome:
         if run is not None and card:
             group.from_writer(partial(check_fits, run, resolved.settings, shape.vocabulary_size))
         if resolved.settings.dry_run:
-            show_length(resolved.settings, shape, device, batches)
+            show_length(resolved.settings, shape, device, batches, tokens.validation_tokens)
             show_settings(resolved)
             return Outcome(run or Run(""), Exit.DONE)
         trainer = build(resolved.settings, device, tokens, group)
         if resolved.settings.time and not card:
             take_time(trainer)
-        show_length(trainer.settings, shape, device, batches)
+        show_length(trainer.settings, shape, device, batches, tokens.validation_tokens)
         if run is None:
             run, _ = same_run(group, resolved, lambda: (new_run(resolved), resolved))
             assert run is not None
@@ -151,11 +152,13 @@ def carry_on(trainer: Trainer, run: Run, card: Mapping[str, Any], choice: Choice
         check_same_text(card, trainer.tokens)
         restore_everywhere(trainer, run)
         if trainer.step >= settings.steps:
+            write_what_is_missing(trainer, run)
             line("finished", f"{run.path} has all of its {settings.steps} steps; nothing is left to do.")
             return Outcome(run, Exit.DONE)
-        run.write_card({**card, "resumes": [*card.get("resumes", []), leg(trainer, choice)]})
+        trainer.card = {**card, "resumes": [*card.get("resumes", []), leg(trainer, choice)][-MOST_RESUMES:]}
     else:
-        run.write_card({**new_card(trainer, choice), "origins": dict(origins)})
+        trainer.card = {**new_card(trainer, choice), "origins": dict(origins)}
+    run.write_card(trainer.card)
     # Also of a run that is continued: a kill may have come between the card and this file.
     run.write_bytes(runs.TOKENIZER, trainer.tokens.tokenizer.to_json().encode())
     line("run", f"{run.path}" + (f", from step {trainer.step}" if trainer.step else ""))
@@ -178,6 +181,14 @@ def carry_on(trainer: Trainer, run: Run, card: Mapping[str, Any], choice: Choice
     write_summary(trainer, run)
     show_end(trainer, run)
     return Outcome(run, stops.asked or stops.agreed or Exit.DONE)
+
+
+def write_what_is_missing(trainer: Trainer, run: Run) -> None:
+    """Plot and summary of a run that was killed after its last checkpoint."""
+    if not os.path.lexists(run.path / runs.PLOT):
+        run.plot()
+    if not os.path.lexists(run.path / runs.SUMMARY):
+        write_summary(trainer, run, trained_here=False)
 
 
 def prepare_text(settings: Settings) -> Tokens:

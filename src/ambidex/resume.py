@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -10,18 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from ambidex import checkpoint, config, plan, runs
-from ambidex.cardfile import CARD
+from ambidex.cardfile import CARD, check_card
 from ambidex.checkpoint import Checkpoint, Damaged
 from ambidex.combinations import impossible
 from ambidex.config import Resolved, Settings
 from ambidex.device.choose import Choice
+from ambidex.device.paths import broken_link
 from ambidex.errors import Exit, Problem, Problems
 from ambidex.escaping import one_line, typed
 from ambidex.parallel.group import Group
+from ambidex.rows import METRICS
 from ambidex.runs import Follower, Run
 from ambidex.screen import line
 from ambidex.text.tokens import Tokens
-from ambidex.trainer import Trainer
+from ambidex.trainer import Rhythm, Trainer
 
 
 def named_run(settings: Settings) -> Run | None:
@@ -31,6 +34,8 @@ def named_run(settings: Settings) -> Run | None:
         return None
     run = Run(settings.out)
     check_place(run.path, "--out")
+    if settings.resume and not settings.dry_run:
+        mend_card(run)
     if run.holds_card() and not (settings.resume or settings.dry_run):
         raise Problems(
             Problem("--out holds a run already.", found=str(run.path), wanted="a new folder, or --resume",
@@ -59,6 +64,10 @@ def check_place(path: Path, name: str) -> None:
             Problem(f"{name} cannot be the name of a folder.", found=f"{str(path)[:80]!r}: {error.strerror}",
                     wanted="a new or an empty folder")
         ) from None  # fmt: skip
+    if leads := broken_link(path):
+        raise Problems(
+            Problem(f"{name} is a link that leads to nothing.", found=f"{path} -> {leads}", wanted="a new or an empty folder")
+        )  # fmt: skip
     if there == path and not there.is_dir():
         raise Problems(
             Problem(f"{name} is not a folder.", found=str(path), wanted="a new or an empty folder")
@@ -67,6 +76,49 @@ def check_place(path: Path, name: str) -> None:
         raise runs.cannot_write(path, NotADirectoryError(errno.ENOTDIR, f"{there} is no folder"))
     if not os.access(there, os.W_OK | os.X_OK):
         raise runs.cannot_write(path, PermissionError(errno.EACCES, f"{there} may not be written to"))
+
+
+def mend_card(run: Run) -> None:
+    """Where the card is gone, write the one that the newest good checkpoint holds, and say so.
+
+    One that is there and cannot be read is an error (exit 3) that says how to have it replaced: nobody but its owner
+    knows what was done to it.
+    """
+    steps = checkpoint.steps_in(run.checkpoints)
+    if run.holds_card():
+        try:
+            settings_of(run.card)
+        except Problems as problems:
+            if (copy := _copy_of_card(run, steps)) is None:
+                raise
+            fix = f"remove {run.path / CARD}: --resume writes it again from {checkpoint.folder_name(copy[0])}"
+            raise Problems(
+                [replace(one, fix=one.fix or fix) for one in problems.problems], problems.exit_code
+            ) from None
+    elif steps:
+        if (copy := _copy_of_card(run, steps)) is None:
+            raise Problems(
+                Problem("The run's card is gone, and no checkpoint holds a copy.", found=f"{run.path}: no {CARD}",
+                        wanted=f"the {CARD} that ambidex train wrote", fix="start another run with another --out"), Exit.DATA,
+            )  # fmt: skip
+        run.lock()
+        run.write_bytes(CARD, json.dumps(copy[1], indent=2).encode())
+        line("card", f"{CARD} was gone: written again from {checkpoint.folder_name(copy[0])}")
+
+
+def _copy_of_card(run: Run, steps: Sequence[int]) -> tuple[int, dict[str, Any]] | None:
+    """The newest that can be used, and the step that holds it."""
+    for step in reversed(steps):
+        try:
+            card: dict[str, Any] = checkpoint.load_state(run.checkpoints / checkpoint.folder_name(step)).get(
+                "card", {}
+            )
+            check_card(card)
+            settings_of(card)
+        except (Damaged, ValueError, Problems):
+            continue
+        return step, card
+    return None
 
 
 def with_card(resolved: Resolved, card: Mapping[str, Any]) -> Resolved:
@@ -125,7 +177,9 @@ def unfinished_run(resolved: Resolved, tokens: Tokens, choice: Choice) -> Run | 
             and str(card["device"]["name"]).split(":")[0] == choice.name.split(":")[0]
         )
 
-    for run in runs.unfinished(matches):
+    for run in runs.unfinished(
+        matches, lambda run, why: line("", f"passed over {run.path}: {one_line(why)}")
+    ):
         try:
             run.lock()
         except Problems:
@@ -165,6 +219,14 @@ def check_fits(run: Run, settings: Settings, vocabulary_size: int) -> None:
 
 def restore_newest(trainer: Trainer, run: Run) -> None:
     """Load the newest good checkpoint, naming what is passed over. A run of which none is good is an error."""
+    try:
+        checkpoint.list_steps(run.checkpoints)
+    except OSError as error:  # not the same as none: starting afresh would lose what is there
+        raise Problems(
+            Problem("The run's checkpoints cannot be listed.", found=f"{run.checkpoints}: {error.strerror or error}",
+                    wanted="the folder that ambidex train wrote", fix="mend the disk or the permission, then repeat the command"),
+            Exit.DATA,
+        ) from None  # fmt: skip
     checkpoint.clear_unfinished(run.checkpoints)
     wanted = plan.tensors_of(trainer.settings, trainer.model.shape.vocabulary_size)
     found = checkpoint.newest_good(run.checkpoints, wanted)
@@ -173,11 +235,54 @@ def restore_newest(trainer: Trainer, run: Run) -> None:
     if found.checkpoint is None and found.skipped:
         raise _none_good(found.skipped)
     if found.checkpoint is None:
+        check_none_saved(trainer.settings, run)
         line("", "no checkpoint had been written yet: starting at step 0")
     else:
         check_state(found.checkpoint, trainer.settings)
+        check_agrees(found.checkpoint, trainer.settings, trainer.device.precision)
         trainer.restore(found.checkpoint)
-    run.cut_back(trainer.step)
+    if said := run.cut_back(trainer.step):
+        line("", said)
+
+
+def check_none_saved(settings: Settings, run: Run) -> None:
+    """Raise Problems (exit 3) where there is no checkpoint and there must have been one: that is never a fresh start.
+
+    The second save waits for the first, so a row after it means that the first was good; and so does a summary.
+    """
+    rows, second_save = run.metrics, 2 * Rhythm.of(settings).save_every
+    last = rows[-1].step if rows else 0
+    if last > second_save or os.path.lexists(run.path / runs.SUMMARY):
+        raise Problems(
+            Problem("The run's checkpoints are gone.", found=f"{last:,} steps in {METRICS}, and no checkpoint in {run.checkpoints}",
+                    wanted="those that it had saved", fix="put them back, or start another run with another --out"), Exit.DATA,
+        )  # fmt: skip
+
+
+def check_agrees(
+    saved: Checkpoint, settings: Settings, precision: str = "", groups: Sequence[str] = ()
+) -> None:
+    """Raise Problems (exit 3) where a setting that decides numbers is not on the card what it was when it was saved:
+    any, or one of these ``groups`` of settings.
+
+    A card has no hash: this is how a flipped bit in one is found.
+    """
+    then: dict[str, Any] = {
+        **saved.state.get("config", {}),
+        "precision": saved.state.get("precision", precision),
+    }
+    names = {
+        name for name in settings.numeric() if not groups or config.group(config.fields()[name]) in groups
+    }
+    now = {**settings.model_dump(mode="json", include=names), "precision": precision or then["precision"]}
+    found = [f"{name} {str(now[name])[:40]}, in the checkpoint {str(then[name])[:40]}"
+             for name in now if name in then and now[name] != then[name]]  # fmt: skip
+    if found:
+        raise Problems(
+            Problem(f"{CARD} is not as it was when step {saved.step} was saved.", found=one_line("; ".join(found[:4])),
+                    wanted="the card that this run had",
+                    fix=f"remove {CARD}: --resume writes it again from the newest good checkpoint"), Exit.DATA,
+        )  # fmt: skip
 
 
 def check_state(saved: Checkpoint, settings: Settings) -> None:

@@ -17,6 +17,9 @@ METRICS = "metrics.csv"
 COLUMNS = ("step", "tokens", "loss", "val_loss", "lr", "grad_norm", "seconds", "tokens_per_second")
 LARGEST = 1 << 30  # bytes; a million steps take a tenth of it
 LONGEST_ROW = 1 << 12  # characters
+MOST_WRONG = (
+    10_000  # lines that are no rows: after so many the file is none of ours, and could be read for ever
+)
 TAIL = 4096  # bytes; a row takes about 120
 
 
@@ -59,20 +62,32 @@ def _count(text: str) -> int:
 
 
 def read_metrics(path: Path) -> list[Row]:
-    """Rows of a metrics file. A last line cut short by a kill is left out, since its step is trained again."""
+    """Rows of a metrics file, as far as it can be read. A line that is none of ours is passed over: the last one, cut
+    short by a kill, is trained again, and a damaged one is missed by `Run.cut_back`."""
     rows: list[Row] = []
     try:
-        with io.TextIOWrapper(io.BufferedReader(open_plain(path)), "utf-8", newline="") as file:
+        with io.TextIOWrapper(io.BufferedReader(open_plain(path)), "utf-8", "replace", newline="") as file:
             if os.fstat(file.fileno()).st_size > LARGEST:
                 raise _too_large(path)
-            for cells in csv.DictReader(iter(lambda: file.readline(LONGEST_ROW), "")):
+            wrong = 0
+            for line in iter(lambda: file.readline(LONGEST_ROW), ""):
                 try:
-                    rows.append(Row.parse(cells))
-                except (KeyError, ValueError, TypeError):
-                    break
-    except (OSError, ValueError, csv.Error):
+                    rows.append(_parse(line))
+                except ValueError:
+                    wrong += 1
+                    if wrong > MOST_WRONG:
+                        break
+    except (OSError, ValueError):
         return rows
     return rows
+
+
+def _parse(line: str) -> Row:
+    """Raises ValueError for the header, and for whatever is no row of ours."""
+    cells = line.rstrip("\r\n").split(",")
+    if len(cells) != len(COLUMNS):
+        raise ValueError("no row of ours")
+    return Row.parse(dict(zip(COLUMNS, cells)))
 
 
 def _too_large(path: Path) -> Problems:
@@ -93,10 +108,8 @@ def read_tail(path: Path) -> list[Row]:
         return []
     rows: list[Row] = []
     for line in lines:
-        cells = line.rstrip("\r").split(",")
-        if len(cells) == len(COLUMNS):
-            with suppress(ValueError):  # the header, or the rest of a line of which the beginning is not read
-                rows.append(Row.parse(dict(zip(COLUMNS, cells))))
+        with suppress(ValueError):  # the header, or the rest of a line of which the beginning is not read
+            rows.append(_parse(line))
     return rows
 
 

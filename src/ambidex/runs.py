@@ -26,6 +26,7 @@ from ambidex.rows import METRICS, Row, read_metrics, render_rows
 
 PLOT, SAMPLES, SUMMARY = "loss.png", "samples.md", "summary.md"
 TOKENIZER = "tokenizer.json"
+DAMAGED_METRICS = "metrics-damaged.csv"  # what a resume found that had lost rows
 CARD_FORMAT = 1
 LARGEST_SAMPLES = 1 << 26
 
@@ -63,8 +64,12 @@ class Run:
     def command_to_resume(self) -> str:
         return f"ambidex train --resume --out {typed([str(self.path)])}"
 
+    def command_to_sample(self) -> str:
+        return f"ambidex sample {typed([str(self.path)])} --tokens 400"
+
     def holds_card(self) -> bool:
-        return (self.path / CARD).exists()
+        """Whether there is one, readable or not: a disk that will not say has one."""
+        return os.path.lexists(self.path / CARD)
 
     def lock(self) -> None:
         """Take the run for this process. A kernel lock: it cannot be left behind by a process that died."""
@@ -135,17 +140,39 @@ class Run:
             os.fsync(file.fileno())
         sync_folder(self.path)
 
-    def cut_back(self, step: int) -> None:
-        """Drop what came after ``step``: a resumed run writes those rows again."""
-        if not (self.path / METRICS).exists():
-            return
-        kept = [row for row in self.metrics if row.step <= step]
-        self.write(METRICS, render_rows(kept, header=True))
+    def cut_back(self, step: int) -> str:
+        """Drop what came after ``step``: a resumed run writes those rows again.
+
+        Returns what is to be said where rows up to ``step`` are missing: then the file is kept beside the new one.
+        """
+        path, said = self.path / METRICS, ""
+        if not step and not os.path.lexists(path):
+            return said
+        kept = {row.step: row for row in self.metrics if 1 <= row.step <= step}
+        if missing := step - len(kept):
+            said = f"{METRICS} lacks {missing:,} of the {step:,} rows up to step {step}"
+            said += f"; what was there is kept as {DAMAGED_METRICS}" if self._set_aside(path) else ""
+        self.write(METRICS, render_rows([kept[number] for number in sorted(kept)], header=True))
         try:
             health.cut_back(self.path, step)
         except OSError as error:
             raise cannot_write(self.path, error) from None
         self.write(SAMPLES, _samples_up_to(self._samples(), step))
+        return said
+
+    def _set_aside(self, path: Path) -> bool:
+        """Give it a second name, unless something has that already."""
+        aside = self.path / DAMAGED_METRICS
+        if not os.path.lexists(path) or os.path.lexists(aside):
+            return False
+        try:
+            os.link(path, aside, follow_symlinks=False)
+        except (OSError, NotImplementedError):  # a folder, or a file system without second names
+            try:
+                path.rename(aside)
+            except OSError as error:
+                raise cannot_write(self.path, error) from None
+        return True
 
     def add_sample(self, row: Row, steps: int, prompt: str, text: str) -> None:
         """Append to samples.md; the newest stands last, so that the file reads as a story."""
@@ -210,9 +237,12 @@ class Run:
         return self.path / PLOT
 
     def finished(self) -> bool:
-        """Whether a checkpoint of the last step is there. Looks at names only."""
-        steps = checkpoint.steps_in(self.checkpoints)
-        return bool(steps) and steps[-1] >= int(self.card["config"]["steps"])
+        """Whether a good checkpoint of the last step is there: every byte of it is read."""
+        try:
+            checkpoint.verify(self.checkpoints / checkpoint.folder_name(int(self.card["config"]["steps"])))
+        except checkpoint.Damaged:
+            return False
+        return True
 
 
 class Follower(Run):
@@ -241,7 +271,8 @@ class Follower(Run):
 
     def append(self, rows: Sequence[Row]) -> None: ...
 
-    def cut_back(self, step: int) -> None: ...
+    def cut_back(self, step: int) -> str:  # noqa: ARG002
+        return ""
 
     def add_sample(self, row: Row, steps: int, prompt: str, text: str) -> None: ...
 
@@ -285,14 +316,23 @@ def next_folder(preset: str) -> Path:
             raise cannot_write(path, error) from None
 
 
-def unfinished(matches: Callable[[dict[str, Any]], bool]) -> Iterator[Run]:
-    """The runs under AMBIDEX_RUNS that are not finished and whose card ``matches``, newest first."""
+def unfinished(
+    matches: Callable[[dict[str, Any]], bool], pass_over: Callable[[Run, str], None] = lambda *_: None
+) -> Iterator[Run]:
+    """The runs under AMBIDEX_RUNS that are not finished and whose card ``matches``, newest first.
+
+    ``pass_over`` is told of each whose card cannot be read, and why: nobody knows whether it was meant.
+    """
     for run in _newest_first():
+        if not os.path.lexists(run.path / CARD):
+            continue
         try:
             if matches(run.card) and not run.finished():
                 yield run
-        except (Problems, KeyError, TypeError, ValueError):
-            continue  # no run, or one that cannot be read: nothing to continue
+        except Problems as problems:
+            pass_over(run, problems.problems[0].found or problems.problems[0].what)
+        except (KeyError, TypeError, ValueError):
+            pass_over(run, f"{CARD} lacks something")
 
 
 def _newest_first() -> Iterator[Run]:
@@ -313,10 +353,10 @@ def _folders(root: Path) -> list[Path]:
         return []
 
 
-def cannot_write(path: Path, error: OSError) -> Problems:
+def cannot_write(path: Path, error: OSError, what: str = "The run folder", flag: str = "--out") -> Problems:
     in_image = image.permission_fix() if isinstance(error, PermissionError) else ""
     return Problems(
-        Problem("The run folder cannot be written.", found=f"{path}: {error.strerror or error}",
+        Problem(f"{what} cannot be written.", found=f"{path}: {error.strerror or error}",
                 wanted="a folder that this user may write to, on a disk with room",
-                fix=in_image or "--out with another folder, or mend the permission"), Exit.CANNOT_WRITE,
+                fix=in_image or f"{flag} with another folder, or mend the permission"), Exit.CANNOT_WRITE,
     )  # fmt: skip

@@ -75,7 +75,10 @@ def read(file: FileIO, sha256: Any, wanted: Shapes | None) -> dict[str, Tensor]:
         check(places, wanted)
     tensors = {}
     for name, (dtype, shape) in places.items():
-        tensor = torch.empty(shape, dtype=dtype)
+        try:
+            tensor = torch.empty(shape, dtype=dtype)
+        except (RuntimeError, MemoryError):  # a file with holes in it may promise more than there is
+            raise ValueError(f"{name[:80]!r} takes more memory than there is") from None
         _fill(file, sha256, _bytes(tensor))
         tensors[name] = tensor
     return tensors

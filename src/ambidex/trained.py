@@ -9,7 +9,7 @@ from ambidex import checkpoint, plan, runs
 from ambidex.config import Settings
 from ambidex.errors import Exit, Problem, Problems
 from ambidex.model import LanguageModel
-from ambidex.resume import settings_of
+from ambidex.resume import check_agrees, settings_of
 from ambidex.runs import Run
 from ambidex.text import Tokenizer, load_tokenizer
 
@@ -37,6 +37,7 @@ def newest(run: Run) -> Trained:
             Problem("The run has no good checkpoint.", found="; ".join(found.skipped) or f"{run.checkpoints} holds none",
                     fix=run.command_to_resume()), Exit.DATA,
         )  # fmt: skip
+    check_agrees(found.checkpoint, settings, groups=("model", "text"))
     model = LanguageModel(plan.shape_of(settings, tokenizer.vocabulary_size))
     model.load_state_dict(found.checkpoint.model, strict=False)
     return Trained(model, tokenizer, settings, card, found.checkpoint.step, found.skipped)

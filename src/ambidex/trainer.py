@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,6 +70,9 @@ class Trainer:
     seconds: float = 0.0  # spent in training since the run's start, pauses left out
     skipped_in_a_row: int = 0  # updates, by `non_finite = "skip"`
     best: tuple[float, int] | None = None  # lowest validation loss at a saved step, and that step
+    card: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # of the run; saved along, in case that its file is lost
     observer: Observer = field(default_factory=Observer)
     group: Group = field(default_factory=Group)  # the processes that train together; by default one
     _rows_at_once: int = field(init=False)  # of a forward pass, at most
@@ -166,6 +170,8 @@ class Trainer:
             "optimizer_steps": self.optimizer.steps_taken,
             "skipped_in_a_row": self.skipped_in_a_row,
             "config": self.settings.model_dump(mode="json"),
+            "precision": self.device.precision,
+            "card": dict(self.card),
             "data_hash": self.tokens.data_hash,
         }
         return Checkpoint(self.step, model, self.optimizer.state(), state)

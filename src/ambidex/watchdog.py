@@ -133,7 +133,9 @@ class Watchdog:
     def _write_report(self) -> str:
         """Where the stacks are: they go to standard error in any case."""
         if self._report is not None:
-            with suppress(OSError), self._report.open("w", encoding="utf-8") as file:
-                faulthandler.dump_traceback(file, all_threads=True)
+            with suppress(OSError):
+                self._report.unlink(missing_ok=True)  # an older one, or a pipe, which would have us wait
+                with self._report.open("x", encoding="utf-8") as file:
+                    faulthandler.dump_traceback(file, all_threads=True)
                 return f"in {self._report}"
         return "above"

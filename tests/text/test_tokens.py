@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,21 @@ def test_a_damaged_entry_is_built_again_and_said(
     assert f"is damaged ({name}" in said
 
 
+def test_a_flipped_bit_anywhere_in_an_entrys_manifest_is_found(text: Path, tokens_of: TokensOf) -> None:
+    path = tokens_of(text).folder / "manifest.json"
+    content = path.read_bytes()
+    before = json.loads(content)
+    assert room.damage(path.parent) == ""
+    for place in range(len(content)):
+        changed = bytearray(content)
+        changed[place] ^= 1 << place % 8
+        path.write_bytes(changed)
+        with suppress(ValueError):
+            if json.loads(changed) == before:  # white space, or an escape spelled otherwise
+                continue
+        assert room.damage(path.parent).startswith("manifest.json"), place
+
+
 def test_the_text_is_not_kept_beside_its_tokens(text: Path, tokens_of: TokensOf) -> None:
     tokens = tokens_of(text, tokenizer="char")
     names = sorted(path.name for path in tokens.folder.iterdir())
@@ -235,3 +251,17 @@ def test_the_cache_lies_where_the_variable_or_the_system_says(
     assert default_cache({}, "linux") == tmp_path / ".cache/ambidex"
     assert default_cache({}, "darwin") == tmp_path / "Library/Caches/ambidex"
     assert default_cache({"LOCALAPPDATA": "/local"}, "win32") == Path("/local/ambidex/cache")
+
+
+def test_what_is_said_of_a_text_is_what_was_given_now_and_not_by_whoever_prepared_it(
+    tmp_path: Path, tokens_of: TokensOf, builds: list[Path]
+) -> None:
+    for name, besides in (("first", ".hidden"), ("second", "noise.bin")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.txt").write_text("to be or not to be\n" * 200)
+        (tmp_path / name / besides).write_bytes(bytes(9))
+    first, second = tokens_of(tmp_path / "first"), tokens_of(tmp_path / "second")
+    assert len(builds) == 1
+    assert first.data_hash == second.data_hash
+    assert (second.summary.data, second.summary.skipped) == ((str(tmp_path / "second"),), {"binary": 1})
+    assert first.summary.skipped == {"hidden": 1}

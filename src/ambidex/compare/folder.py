@@ -6,6 +6,7 @@ import csv
 import io
 import math
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,9 @@ def read_metrics(path: Path) -> list[Row]:
     rows: list[Row] = []
     try:
         with io.TextIOWrapper(io.BufferedReader(open_plain(path)), "utf-8", newline="") as file:
-            for cells in csv.DictReader(iter(lambda: file.readline(LONGEST_ROW), "")):
+            # An empty line ends it too: a reader of CSV passes over any number of them.
+            lines = takewhile(str.strip, iter(lambda: file.readline(LONGEST_ROW), ""))
+            for cells in csv.DictReader(lines):
                 row = Row(
                     int(cells["step"]), float(cells["loss"]), float(cells["lr"]), float(cells["grad_norm"])
                 )

@@ -65,9 +65,10 @@ def open_reference(path: Path) -> Reference:
 
 def identity_in(path: Path) -> str:
     try:
+        open_plain(path).close()  # a pipe would have us wait
         with safe_open(path, framework="pt") as file:
             return str((file.metadata() or {})["identity"])
-    except (OSError, SafetensorError, KeyError) as error:
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise _unusable(path, str(error).splitlines()[0]) from None
 
 

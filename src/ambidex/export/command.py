@@ -20,7 +20,7 @@ from ambidex import trained
 from ambidex.errors import Exit, Problem, Problems
 from ambidex.escaping import one_line
 from ambidex.export import huggingface, llama, modelcard
-from ambidex.files import replace_synced, sync_folder, write_synced
+from ambidex.files import read_small, replace_synced, sync_folder, write_synced
 from ambidex.resume import check_place
 from ambidex.runs import PLOT, Run, cannot_write
 from ambidex.screen import line
@@ -29,6 +29,7 @@ from ambidex.trained import Trained
 Format = Literal["hf", "gguf"]
 FORMATS: tuple[str, ...] = get_args(Format)
 MANIFEST = "export.json"
+LARGEST_MANIFEST = 1 << 20  # bytes
 
 
 def export(path: Path | str, kind: str, to: Path | str) -> Path:
@@ -38,6 +39,7 @@ def export(path: Path | str, kind: str, to: Path | str) -> Path:
     it cannot be written.
     """
     run, target = Run(path), Path(to)
+    _check_not_here(to)
     check(kind, target)
     found = trained.newest(run)
     for words in found.skipped:
@@ -48,7 +50,7 @@ def export(path: Path | str, kind: str, to: Path | str) -> Path:
         fill(unfinished, found, run, kind, target.absolute().name)
         _appear(unfinished, target.absolute())
     except OSError as error:
-        raise cannot_write(target, error) from None
+        raise cannot_write(target, error, "The export", "--to") from None
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     line("exported", f"{target}: step {found.step} of {run.path}, {sum(found.model.shape.parameters().values()):,} "
@@ -81,6 +83,16 @@ def check(kind: str, target: Path) -> None:
         raise Problems(problems, code)
 
 
+def _check_not_here(to: Path | str) -> None:
+    """Raise Problems for an empty name, and for the folder that we stand in: the export takes its folder's place."""
+    given, here = str(to), Path.cwd()
+    if not given.strip() or Path(to).resolve() in (here, *here.parents):
+        raise Problems(
+            Problem("--to is the folder that this was started in, or holds it." if given.strip() else "--to is empty.",
+                    found=repr(given), wanted="the name of a folder for the export", fix="--to model")
+        )  # fmt: skip
+
+
 def _check_contents(target: Path, kind: str) -> None:
     """Raise Problems where the folder holds anything but an untouched export of the same format."""
     if not target.is_dir() or not (others := _foreign(target, kind)):
@@ -96,9 +108,9 @@ def _foreign(target: Path, kind: str) -> list[str]:
     """Names in the folder that are not, byte for byte, of an export of format ``kind``."""
     there = sorted(path.relative_to(target).as_posix() for path in target.rglob("*") if not path.is_dir())
     try:
-        manifest: dict[str, Any] = json.loads((target / MANIFEST).read_bytes())
+        manifest: dict[str, Any] = json.loads(read_small(target / MANIFEST, LARGEST_MANIFEST))
         ours = dict(manifest["files"]) if manifest["format"] == kind else {}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return there
     if not ours:
         return there

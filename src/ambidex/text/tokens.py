@@ -11,13 +11,14 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ambidex.errors import Exit, Problem, Problems, did_you_mean
+from ambidex.files import read_small
 from ambidex.text.bpe import BpeTokenizer, library_version
 from ambidex.text.cache import open_or_build, writing
 from ambidex.text.characters import is_continuation
@@ -27,6 +28,7 @@ from ambidex.text.readers import CHUNK
 from ambidex.text.tokenizer import ByteTokenizer, CharTokenizer, Ids, Tokenizer
 
 FORMAT = 1  # raise it when the same text would become other tokens, or other files
+LARGEST_MANIFEST = 1 << 24  # bytes; it names every source
 KINDS = ("byte", "char", "bpe")
 
 
@@ -89,7 +91,9 @@ def prepare(
                 Problem("the text was changed while it was being read", fix="start again"), Exit.DATA
             )
 
-    return _open(open_or_build(cache, key, damage, build))
+    tokens = _open(open_or_build(cache, key, damage, build))
+    # The same content may have been prepared under another name: what was given is this call's.
+    return replace(tokens, summary=corpus.described(tokens.summary))
 
 
 def _check_settings(tokenizer: str, validation_fraction: float) -> None:
@@ -190,21 +194,30 @@ def _write_manifest(folder: Path, tokenizer: Tokenizer, summary: Summary, cut: i
         "summary": to_json(summary),
         "files": files,
     }
+    manifest["sha256"] = _own_hash(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+
+
+def _own_hash(manifest: dict[str, Any]) -> str:
+    """Of all that a manifest says, so that a flipped bit in the manifest itself is seen as well."""
+    rest = {name: value for name, value in manifest.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def damage(folder: Path) -> str:
     """What is wrong with an entry of the cache, or "": every size and every hash is checked."""
     name = "manifest.json"
     try:
-        manifest = json.loads((folder / name).read_text(encoding="utf-8"))
+        manifest = json.loads(read_small(folder / name, LARGEST_MANIFEST))
+        if manifest["sha256"] != _own_hash(manifest):
+            return f"{name}: is not as written"
         for name, wanted in manifest["files"].items():
             size = (folder / name).stat().st_size
             if size != wanted["size"]:
                 return f"{name}: {size} bytes instead of {wanted['size']}"
             if _sha256(folder / name) != wanted["sha256"]:
                 return f"{name}: sha256 mismatch"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"{name}: {getattr(error, 'strerror', None) or type(error).__name__}"
     return ""
 
