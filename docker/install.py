@@ -128,9 +128,10 @@ def install_tests() -> None:
 def install_project() -> None:
     # setuptools is one of the pins, so neither an index nor an environment of its own is needed to build.
     run_pip(["--no-index", "--no-deps", "--no-build-isolation", str(SOURCE)], quiet=True)
-    # Every Python of this image begins with it: what one user id writes into /cache, another of group 0 may change.
-    begins = Path(sysconfig.get_path("purelib"), "sitecustomize.py")
-    begins.write_text("import os\n\nos.umask(0o002)\n", "utf-8")
+    # Every Python of this image begins with it: what one user id writes into /cache, another of group 0 may change. A .pth
+    # file and no sitecustomize.py, because Debian's Python has one of its own, which comes first.
+    begins = Path(sysconfig.get_path("purelib"), "ambidex-group-may-write.pth")
+    begins.write_text("import os; os.umask(0o002)\n", "utf-8")
 
 
 def install(what: list[str], *, find: Path, index: str, constraints: bool = False) -> None:

@@ -75,6 +75,9 @@ def train(out: Path, *, layout: torch.memory_format = torch.contiguous_format, b
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] in (["-h"], ["--help"]):
+        print(__doc__)
+        raise SystemExit
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/mine")
     train(folder / "plain")
     train(folder / "channels-last", layout=torch.channels_last)

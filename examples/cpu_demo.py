@@ -35,7 +35,7 @@ def how_fast(size: int = 512, seconds: float = 0.5) -> None:
             a @ a
             count += 1
         rate = 2 * size**3 * count / (time.perf_counter() - started)
-        print(f"{str(kind).removeprefix('torch.'):>9} products: {rate / 1e9:6.0f} GFLOP/s")
+        print(f"{str(kind).removeprefix('torch.'):>9} products: {rate / 1e9:6.1f} GFLOP/s")
 
 
 def one_step() -> None:

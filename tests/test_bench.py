@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from ambidex import bench, config, plan
+from ambidex import bench, cli, config, plan
 from ambidex.device.cpu import spin_briefly
 from ambidex.engine import Device
 from ambidex.errors import Problems
@@ -94,3 +94,9 @@ def test_idle_threads_spin_briefly_unless_the_user_has_said_how_they_wait(given,
     environ = dict(given)
     spin_briefly(environ)
     assert environ.get("GOMP_SPINCOUNT") == wanted
+
+
+@pytest.mark.parametrize("words", ["--to-loss nan --data x.txt", "--steps 0", "--rounds -1", "--threads -1"])
+def test_a_number_that_cannot_be_is_exit_2_before_anything_runs(words, capsys):
+    assert cli.main(["bench", *words.split()]) == 2
+    assert "has a value that it cannot have" in capsys.readouterr().err

@@ -155,3 +155,9 @@ def test_every_setting_has_a_help_text_and_the_reference_page_is_what_the_settin
     reference = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(reference)
     assert reference.main(["--check"]) == 0
+
+
+def test_a_configuration_may_begin_with_the_mark_of_windows_editors(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_bytes("seed = 7\n".encode("utf-8-sig"))
+    assert config.resolve({}, file=file, environment={}).settings.seed == 7

@@ -6,6 +6,23 @@ from ambidex import cli
 from tiny import train_words
 
 
+def test_what_comes_next_is_to_go_on_or_to_use_what_is_finished_in_words_that_can_be_typed(
+    tmp_path, story, capsys
+):
+    out = tmp_path / "L\u00e4ufe \x1b[2J"
+    assert cli.main(train_words(story, out, steps=2, save_every=1)) == 0
+    capsys.readouterr()
+    assert cli.main(["checkpoints", str(out)]) == 0
+    shown = capsys.readouterr().out
+    assert "next     ambidex sample '" in shown
+    assert "\x1b" not in shown
+    assert "L\u00e4ufe" in shown
+    last = out / "checkpoints" / "step-000002"
+    (last / "manifest.json").unlink()
+    assert cli.main(["checkpoints", str(out)]) == 0
+    assert "next     ambidex train --resume --out '" in capsys.readouterr().out
+
+
 def test_it_lists_verifies_and_ends_in_3_where_none_is_good(tmp_path, story, capsys):
     out = tmp_path / "run"
     assert cli.main(train_words(story, out, steps=4, save_every=2, evaluate_every=2)) == 0

@@ -13,6 +13,7 @@ import torch
 from ambidex import cli, config, plan
 from ambidex.engine import Device
 from ambidex.errors import Exit
+from ambidex.trainer import Rhythm
 from tiny import TINY, flags
 
 SHAPE = {**TINY, "batch_size": 12}
@@ -121,3 +122,14 @@ def test_a_dry_run_builds_no_model_and_shows_every_part(
                  "free", "operations a token", "an estimate", "more than is free", "flag --layers", "preset nano"):  # fmt: skip
         assert part in shown
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("steps", "every", "limit"), [(1, 0, 0), (12, 0, 64), (25, 4, 64), (8, 4, 0), (7, 100, 64)]
+)
+def test_the_estimate_counts_the_tokens_that_a_run_evaluates(steps: int, every: int, limit: int) -> None:
+    settings = config.Settings(steps=steps, evaluate_every=every, evaluation_tokens=limit)
+    rhythm, held_out = Rhythm.of(settings), 1000
+    read = sum(held_out if step == steps else min(limit or held_out, held_out)
+               for step in range(1, steps + 1) if rhythm.evaluates(step))  # fmt: skip
+    assert plan.evaluated_tokens(settings, held_out) == read

@@ -26,6 +26,7 @@ import torch_first
 
 RUNNERS = {"linux": "ubuntu-latest", "macos": "macos-latest", "windows": "windows-latest"}
 # Environments that a person types and no CI needs.
+ALWAYS = {"compare-quick"}  # minutes, and no laptop's `tox run` needs it
 BY_HAND = {"train", "bench", "reference", "containers", "image"}
 
 
@@ -78,9 +79,9 @@ def systems(name: str) -> list[str]:
 
 
 def condensed(name: str, system: str, default: list[str], pythons: list[str]) -> bool:
-    """On Linux what `tox run` runs and the newest Python; elsewhere the oldest Python alone."""
+    """On Linux what `tox run` runs, the newest Python and `ALWAYS`; elsewhere the oldest Python alone."""
     if system == "linux":
-        return name in default or name == f"py{pythons[-1].replace('.', '')}-cpu"
+        return name in default or name in ALWAYS or name == f"py{pythons[-1].replace('.', '')}-cpu"
     return name == f"py{pythons[0].replace('.', '')}-cpu"
 
 

@@ -6,6 +6,7 @@ python tools/reference.py [--check]
 from __future__ import annotations
 
 import sys
+import tomllib
 from pathlib import Path
 
 from ambidex import config
@@ -13,9 +14,12 @@ from ambidex import config
 PAGE = Path(__file__).parents[1] / "docs" / "reference.md"
 HEAD = """# Settings
 
-Each setting is at once a flag, a TOML key and an environment variable. A later source wins: preset, TOML file,
+Each setting is at once a flag, a TOML key and an environment variable: `--micro-batch-size` is `micro_batch_size` in
+TOML and `AMBIDEX_MICRO_BATCH_SIZE` in the environment. A later source wins: preset, TOML file,
 environment, flags. An empty variable counts as unset. "Numeric" settings can change a run's numbers: two runs that
 differ in one are not the same run, and a run is only continued with the same ones.
+
+A default with a star is the preset `nano`'s; every preset sets these, as the end of this page shows.
 
 This page is written by `tox run -e reference`; a test holds it to the program.
 """
@@ -43,16 +47,18 @@ doctor's. Two places are set by variables alone: `AMBIDEX_RUNS`, where runs with
 
 def page() -> str:
     groups: dict[str, list[str]] = {}
+    defaults = config.defaults()
+    preset = tomllib.loads(config.preset_text(defaults["preset"]))
     for name, info in config.fields().items():
-        default = " ".join(info.default) if isinstance(info.default, tuple) else info.default
+        value = defaults[name]
+        default = " ".join(value) if isinstance(value, tuple) else value
         shown = f"`{str(default).lower() if isinstance(default, bool) else default}`" if default != "" else ""
         numeric = "yes" if config.is_numeric(info) else ""
-        row = f"| `{config.flag(name)}` | `{name}` | `{config.variable(name)}` | {shown} | {numeric} | {info.description} |"
+        row = f"| `{config.flag(name)}` | {shown}{'*' * (name in preset)} | {numeric} | {info.description} |"
         groups.setdefault(config.group(info), []).append(row)
     lines = [HEAD]
     for group, rows in groups.items():
-        lines += [f"## {group.capitalize()}", "", "| flag | TOML key | variable | default | numeric | |",
-                  "|---|---|---|---|---|---|", *rows, ""]  # fmt: skip
+        lines += [f"## {group.capitalize()}", "", "| flag | default | numeric | what |", "|---|---|---|---|", *rows, ""]  # fmt: skip
     lines += ["## Presets", ""]
     for name in config.preset_names():
         lines += [f"`{name}`", "", "```toml", config.preset_text(name).rstrip(), "```", ""]

@@ -14,7 +14,7 @@ FENCE = re.compile(r"^```mermaid\nflowchart TD\n(.*?)^```$", re.DOTALL | re.MULT
 OUTSIDE = re.compile(r"\[([^\]]+)\]\(\.\./([^)]+)\)")
 _NODE = re.compile(r'(\w+)\["([^"]*)"\]')
 _ARROW = re.compile(r"^\s*(\w+)(?:\[[^\]]*\])? --> (\w+)(?:\[[^\]]*\])?\s*$")
-WIDTH, GAP, LETTERS = 720, 26, 96
+WIDTH, GAP, LETTERS = 400, 22, 50  # narrow, so that its words can be read on a phone
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
@@ -47,16 +47,13 @@ def drawn(source: str) -> str:
     parts, top = [], 4
     for number, name in enumerate(chain):
         title, _, words = labels[name].partition("<br>")
-        lines = _broken(words)
-        height = 30 + 19 * len(lines)
+        heads, lines = _broken(title), _broken(words)
+        height = 11 + 19 * (len(heads) + len(lines))
         parts.append(
             f'<rect x="8" y="{top}" width="{WIDTH - 16}" height="{height}" rx="8" fill="none" stroke="currentColor"/>'
         )
-        parts.append(
-            f'<text x="{WIDTH // 2}" y="{top + 21}" text-anchor="middle" font-weight="bold">{html.escape(title)}</text>'
-        )
-        parts += [f'<text x="{WIDTH // 2}" y="{top + 42 + 19 * row}" text-anchor="middle">{html.escape(line)}</text>'
-                  for row, line in enumerate(lines)]  # fmt: skip
+        parts += [f'<text x="{WIDTH // 2}" y="{top + 21 + 19 * row}" text-anchor="middle"{bold}>{html.escape(line)}</text>'
+                  for row, (line, bold) in enumerate([*((head, ' font-weight="bold"') for head in heads), *((line, "") for line in lines)])]  # fmt: skip
         top += height
         if number + 1 < len(chain):
             middle = WIDTH // 2

@@ -34,7 +34,7 @@ def read_card(path: Path) -> dict[str, Any]:
     try:
         card = json.loads(read_small(path / CARD, LARGEST))
         check_card(card)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise Problems(
             Problem(
                 "There is no run here.",

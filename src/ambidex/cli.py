@@ -141,6 +141,9 @@ def main(arguments: Sequence[str]) -> int:
     except ModuleNotFoundError as error:
         if error.name not in FOR_TRAINING:
             raise
+        if {"-h", "--help"}.intersection(arguments):  # its flags are settings, which need pydantic
+            print(_help_without(arguments[0], str(_not_installed(arguments, error.name))))
+            return Exit.DONE
         complain(str(Problems(_not_installed(arguments, error.name))))
         return Exit.USAGE
     except KeyboardInterrupt:
@@ -170,6 +173,12 @@ def _not_installed(arguments: Sequence[str], package: str) -> Problem:
         fix='python -m pip install "ambidex[train]"; where you want the CPU build of torch, first what '
         "ambidex variants says",
     )
+
+
+def _help_without(command: str, why: str) -> str:
+    """What can be said of a command whose flags cannot be listed here."""
+    examples = "\n".join(f"  {example}" for example in EXAMPLES[command])
+    return f"usage: ambidex {command} ...\n\n{COMMANDS[command]}\n\nexamples:\n{examples}\n\n{why}"
 
 
 def _to_nobody(stream: io.TextIOBase | Any) -> None:
@@ -252,37 +261,69 @@ def train_flags(arguments: list[str]) -> tuple[dict[str, Any], str | None, list[
 
     parser = Parser(
         prog="ambidex train", allow_abbrev=False, argument_default=argparse.SUPPRESS,
-        description="Train a model. A later source wins: preset, TOML file, environment (AMBIDEX_...), flags.",
-        formatter_class=Wide,
+        usage="ambidex train [CONFIG.toml] [--SETTING VALUE ...]", formatter_class=Wide,
+        description="Train a model. A later source wins: preset, TOML file, environment (AMBIDEX_...), flags. "
+                    "In brackets stands what holds where none of them says anything.",
     )  # fmt: skip
     parser.add_argument("config", nargs="?", default=None, metavar="CONFIG.toml", help="a file of settings")
     groups: dict[str, Any] = {}
+    defaults = config.defaults()
     for name, info in config.fields().items():
         group = groups.setdefault(config.group(info), parser.add_argument_group(config.group(info)))
-        default = info.default if info.default not in ("", ("builtin",)) else None
-        text = f"{info.description}" + (f" [{default}]" if default is not None else "")
+        text = f"{info.description}" + (
+            "" if defaults[name] == "" or defaults[name] is False else f" [{_shown(defaults[name])}]"
+        )
         if info.annotation is bool:
             group.add_argument(config.flag(name), dest=name, action=argparse.BooleanOptionalAction, help=text)
         elif name == "data":
             group.add_argument(config.flag(name), dest=name, nargs="*", metavar="PATH", help=text)
         else:  # "?" so that a missing value is reported with everything else that is wrong
-            group.add_argument(
-                config.flag(name), dest=name, nargs="?", const=None, metavar=name.upper(), help=text
+            words = (
+                "{" + ",".join(found) + "}" if (found := config.choices(name)) else _value_word(name, info)
             )
+            group.add_argument(config.flag(name), dest=name, nargs="?", const=None, metavar=words, help=text)
     found, unknown = parser.parse_known_args(arguments)
     flags = vars(found)
     file = flags.pop("config")
+    if file is not None and file[:1] in config.DASHES[1:]:  # pasted from where dashes are made long
+        file, unknown = None, [file, *unknown]
     # What was typed behind a flag that there is not is that flag's value: neither a second mistake nor a file.
     values = {
         word for flag, word in pairwise(arguments)
-        if flag in unknown and flag.startswith("--") and "=" not in flag and not word.startswith("-")
+        if flag in unknown and flag[:1] in config.DASHES and "=" not in flag and word[:1] not in config.DASHES
     }  # fmt: skip
     return flags, None if file in values else file, [word for word in unknown if word not in values]
+
+
+def _value_word(name: str, info: Any) -> str:
+    """What stands for the value of a setting in its help."""
+    if name in ("time", "step_timeout", "collective_timeout"):
+        return "TIME"
+    short = {int: "N", float: "X"}
+    return short.get(info.annotation) or {"out": "DIR", "from_trace": "RUN", "prompt": "TEXT"}.get(
+        name, name.upper()
+    )
+
+
+def _shown(value: Any) -> str:
+    return (
+        " ".join(value)
+        if isinstance(value, tuple)
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value)
+    )
 
 
 class Wide(argparse.HelpFormatter):
     def __init__(self, prog: str, width: int | None = None) -> None:
         super().__init__(prog, max_help_position=32, width=width)
+
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        """A flag's value may be left out for the parser alone, which lets `config` report it; a reader has to give it."""
+        if action.nargs == "?" and action.option_strings:
+            return self._metavar_formatter(action, default_metavar)(1)[0]
+        return super()._format_args(action, default_metavar)
 
 
 def bench(arguments: list[str]) -> int:
@@ -308,7 +349,7 @@ def bench(arguments: list[str]) -> int:
     wrong = [
         Problem(f"{flag} has a value that it cannot have.", found=str(value), wanted=f"{least} or more")
         for flag, value, least in (("--threads", options.threads, 0), ("--steps", options.steps, 1),
-                                    ("--rounds", options.rounds, 1), ("--to-loss", options.to_loss, 0)) if value < least
+                                    ("--rounds", options.rounds, 1), ("--to-loss", options.to_loss, 0)) if not value >= least
     ]  # fmt: skip
     if options.to_loss and not options.data:
         wrong.append(Problem("--to-loss needs a text.", found="no --data", wanted="a text file",

@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from typing import Any, get_args, get_origin
+from typing import Any
 
 from ambidex.errors import Problem, Problems
 
+SHELLS = ("bash", "zsh", "tcsh")  # shtab's own
 _FOLDERS = {"run", "runs", "reference", "out", "to", "from_trace", "folder"}
 _FILES = {"data", "config", "html", "file"}
 
 
 def script(shell: str, commands: Mapping[str, tuple[str, argparse.ArgumentParser]]) -> str:
     """The completion script for ``shell``. Raises Problems (exit 2) where there is none, or shtab is missing."""
+    if shell not in SHELLS:
+        raise Problems(
+            Problem("There is no completion for this shell.", found=shell, wanted=", ".join(SHELLS))
+        )
     try:
         import shtab
     except ImportError:
@@ -24,17 +29,9 @@ def script(shell: str, commands: Mapping[str, tuple[str, argparse.ArgumentParser
             Problem(
                 "Completion needs the shtab package.",
                 found="not installed",
-                fix="python -m pip install shtab",
+                fix='python -m pip install "ambidex[completion]"',
             )
         ) from None
-    if shell not in shtab.SUPPORTED_SHELLS:
-        raise Problems(
-            Problem(
-                "There is no completion for this shell.",
-                found=shell,
-                wanted=", ".join(shtab.SUPPORTED_SHELLS),
-            )
-        )
     root = argparse.ArgumentParser(prog="ambidex")
     room = root.add_subparsers()
     for name, (words, parser) in commands.items():
@@ -63,7 +60,4 @@ def _choices(setting: str) -> list[str] | None:
         return config.preset_names()
     if setting == "device":
         return ["auto", "cpu", "cuda", "mps"]
-    info = config.fields().get(setting)
-    if info is None or str(get_origin(info.annotation)) != "typing.Literal":
-        return None
-    return [str(word) for word in get_args(info.annotation)]
+    return list(config.choices(setting)) or None if setting in config.fields() else None

@@ -18,11 +18,14 @@ from pydantic import ValidationError
 
 from ambidex.combinations import impossible
 from ambidex.errors import Exit, Problem, Problems, did_you_mean
+from ambidex.files import read_small
 from ambidex.settings import Settings, fields, flag, group, is_numeric, variable
 
 __all__ = [
     "Resolved",
     "Settings",
+    "choices",
+    "defaults",
     "fields",
     "flag",
     "group",
@@ -33,8 +36,9 @@ __all__ = [
     "variable",
 ]
 
+LARGEST_FILE = 1 << 20  # bytes of a configuration, which is a page: no device without an end is read for one
+DASHES = "-\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe58\ufe63\uff0d"  # what editors and web pages make of a dash
 PRESETS = Path(__file__).parent / "presets"
-LARGEST_TOML = 1 << 20  # bytes of a configuration
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,17 @@ _KINDS = {
     "preset": "preset",
     "default": "default",
 }
+
+
+def defaults() -> dict[str, Any]:
+    """What holds where nothing is given: the default preset's values, and each setting's own where presets are silent."""
+    return resolve({}, environment={}).settings.model_dump()
+
+
+def choices(name: str) -> tuple[str, ...]:
+    """The words that a setting may have, where they are few."""
+    info = fields()[name]
+    return get_args(info.annotation) if get_origin(info.annotation) is Literal else ()
 
 
 def preset_names() -> list[str]:
@@ -126,22 +141,21 @@ def _preset(layers: Sequence[tuple[dict[str, Any], str]], problems: list[Problem
 
 def _read_toml(path: Path, problems: list[Problem]) -> dict[str, Any]:
     try:
-        with path.open("rb") as file:  # which may be a device, and have no end
-            content = file.read(LARGEST_TOML + 1)
-        if len(content) > LARGEST_TOML:
-            raise OSError(f"larger than {LARGEST_TOML:,} bytes")
-        return tomllib.loads(content.decode("utf-8"))
+        text = read_small(path, LARGEST_FILE).decode("utf-8-sig")  # Windows' editors begin a file with a mark
     except FileNotFoundError:
         problems.append(Problem("The configuration file is not there.", found=str(path),
                                 fix="ambidex presets nano > mine.toml writes one to start from"))  # fmt: skip
-    except (OSError, UnicodeDecodeError) as error:
-        problems.append(Problem("The configuration file cannot be read.", found=f"{path}: {error}",
+        return {}
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        problems.append(Problem("The configuration file cannot be read.", found=f"{path}: {reason}",
                                 wanted="a TOML file in UTF-8"))  # fmt: skip
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # a number of 5,000 digits, or 1,000 brackets, is no TOMLDecodeError
-        problems.append(Problem("The configuration file is not TOML.", found=f"{path}: {error}",
+        return {}
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # of a number of 5,000 digits, of 1,000 brackets
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        problems.append(Problem("The configuration file is not TOML.", found=f"{path}: {reason}",
                                 wanted='lines such as: steps = 500  or  data = ["book.txt"]',
                                 fix="" if path.suffix == ".toml" else f"ambidex train --data {path}, if it is the text to learn from"))  # fmt: skip
     return {}
@@ -155,9 +169,15 @@ def _read_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 def _unknown_flag(word: str) -> Problem:
     known = [flag(name) for name in fields()]
+    if word[:1] not in DASHES:
+        return Problem(f"{word!r} is one word too many.", wanted="one configuration file, and flags",
+                       fix="--data PATH, if it is a text to learn from")  # fmt: skip
+    typed = word.split("=", maxsplit=1)[0]
+    plain = "--" + typed.lstrip(DASHES).lower()
     return Problem(
         f"There is no flag {word}.",
-        fix=did_you_mean(word.split("=", maxsplit=1)[0], known) or "ambidex train --help",
+        found="a dash that is none of the keyboard's" if word[:1] in DASHES[1:] else "",
+        fix=(did_you_mean(plain, known) if len(plain) > 3 else "") or "ambidex train --help",
     )
 
 
@@ -189,11 +209,9 @@ def _checked(values: dict[str, Any], origins: dict[str, str], problems: list[Pro
 
 
 def _wrong_value(name: str, detail: Mapping[str, Any], origins: Mapping[str, str]) -> Problem:
-    info = fields()[name]
     value = detail["input"]
     found = "nothing" if value is None else repr(value)
-    choices = get_args(info.annotation) if get_origin(info.annotation) is Literal else ()
-    hint = did_you_mean(str(value), [str(choice) for choice in choices]) if choices else ""
+    hint = did_you_mean(str(value), words) if (words := choices(name)) else ""
     return Problem(
         f"{flag(name)} has a value that it cannot have.",
         found=f"{found} ({origins.get(name, 'default')})",

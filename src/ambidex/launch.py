@@ -109,13 +109,13 @@ def start(resolved: Resolved) -> Outcome:
         if run is not None and card:
             group.from_writer(partial(check_fits, run, resolved.settings, shape.vocabulary_size))
         if resolved.settings.dry_run:
-            show_length(resolved.settings, shape, device, batches)
+            show_length(resolved.settings, shape, device, batches, tokens.validation_tokens)
             show_settings(resolved)
             return Outcome(run or Run(""), Exit.DONE)
         trainer = build(resolved.settings, device, tokens, group)
         if resolved.settings.time and not card:
             take_time(trainer)
-        show_length(trainer.settings, shape, device, batches)
+        show_length(trainer.settings, shape, device, batches, tokens.validation_tokens)
         if run is None:
             run, _ = same_run(group, resolved, lambda: (new_run(resolved), resolved))
             assert run is not None

@@ -36,7 +36,8 @@ def show(path: Path, as_json: bool) -> int:
             Problem("The run has no good checkpoint.", found=f"{len(rows)} in {run.checkpoints}",
                     wanted="one whose files are as they were written", fix="train again with another --out"), Exit.DATA,
         )  # fmt: skip
-    print(f"next     {run.command_to_resume()}")
+    finished = bool(good) and max(good) >= settings_of(run.card).steps
+    print(printable(f"next     {run.command_to_sample() if finished else run.command_to_resume()}"))
     return code
 
 

@@ -16,6 +16,7 @@ from ambidex.checkpoint import Checkpoint, Damaged
 from ambidex.combinations import impossible
 from ambidex.config import Resolved, Settings
 from ambidex.device.choose import Choice
+from ambidex.device.paths import broken_link
 from ambidex.errors import Exit, Problem, Problems
 from ambidex.escaping import one_line, typed
 from ambidex.parallel.group import Group
@@ -63,6 +64,10 @@ def check_place(path: Path, name: str) -> None:
             Problem(f"{name} cannot be the name of a folder.", found=f"{str(path)[:80]!r}: {error.strerror}",
                     wanted="a new or an empty folder")
         ) from None  # fmt: skip
+    if leads := broken_link(path):
+        raise Problems(
+            Problem(f"{name} is a link that leads to nothing.", found=f"{path} -> {leads}", wanted="a new or an empty folder")
+        )  # fmt: skip
     if there == path and not there.is_dir():
         raise Problems(
             Problem(f"{name} is not a folder.", found=str(path), wanted="a new or an empty folder")

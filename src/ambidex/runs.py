@@ -64,6 +64,9 @@ class Run:
     def command_to_resume(self) -> str:
         return f"ambidex train --resume --out {typed([str(self.path)])}"
 
+    def command_to_sample(self) -> str:
+        return f"ambidex sample {typed([str(self.path)])} --tokens 400"
+
     def holds_card(self) -> bool:
         """Whether there is one, readable or not: a disk that will not say has one."""
         return os.path.lexists(self.path / CARD)
@@ -350,10 +353,10 @@ def _folders(root: Path) -> list[Path]:
         return []
 
 
-def cannot_write(path: Path, error: OSError) -> Problems:
+def cannot_write(path: Path, error: OSError, what: str = "The run folder", flag: str = "--out") -> Problems:
     in_image = image.permission_fix() if isinstance(error, PermissionError) else ""
     return Problems(
-        Problem("The run folder cannot be written.", found=f"{path}: {error.strerror or error}",
+        Problem(f"{what} cannot be written.", found=f"{path}: {error.strerror or error}",
                 wanted="a folder that this user may write to, on a disk with room",
-                fix=in_image or "--out with another folder, or mend the permission"), Exit.CANNOT_WRITE,
+                fix=in_image or f"{flag} with another folder, or mend the permission"), Exit.CANNOT_WRITE,
     )  # fmt: skip

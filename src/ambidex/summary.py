@@ -10,7 +10,7 @@ import statistics
 from ambidex import health, plan, runs
 from ambidex.config import Resolved, Settings
 from ambidex.engine import Device, available_bytes
-from ambidex.escaping import markdown, one_line, typed
+from ambidex.escaping import markdown, one_line, printable
 from ambidex.model import Shape
 from ambidex.rows import METRICS, Row
 from ambidex.runs import Run
@@ -26,7 +26,7 @@ def show_size(settings: Settings, shape: Shape, device: Device) -> None:
     parts = shape.parameters()
     line(
         "model",
-        f"{settings.preset}: {sum(parts.values()):,} parameters, {shape.layers} layers of width {shape.width}",
+        f"{settings.preset}: {sum(parts.values()):,} parameters, {shape.layers} layer{'s' * (shape.layers != 1)} of width {shape.width}",
     )
     line("", ", ".join(f"{part} {count:,}" for part, count in parts.items()))
     needed, free = plan.memory(settings, shape, device.precision), device.free_bytes()
@@ -48,11 +48,13 @@ def show_saving(settings: Settings, shape: Shape) -> None:
         line("", f"{plan.spell_bytes(free)} of memory are free: training will stand still while it saves")
 
 
-def show_length(settings: Settings, shape: Shape, device: Device, batches: Batches) -> None:
+def show_length(
+    settings: Settings, shape: Shape, device: Device, batches: Batches, validation_tokens: int
+) -> None:
     """Steps, tokens, operations and time."""
     per_step = settings.batch_size * settings.context
     operations = f"{shape.operations_per_token():,} operations a token"
-    took = plan.duration(settings, shape, device)
+    took = plan.duration(settings, shape, device, validation_tokens)
     if settings.dry_run and settings.time:
         steps = max(1, int(settings.time / took.seconds * settings.steps))
         line("plan", f"{plan.spell_seconds(settings.time)}, perhaps {steps:,} steps of {settings.batch_size} x "
@@ -68,7 +70,7 @@ def show_settings(resolved: Resolved) -> None:
     print("\nsettings, and where each came from")
     for name, value in resolved.settings.model_dump().items():
         shown = " ".join(value) if isinstance(value, tuple) else value
-        print(f"  {name:<20}{shown!s:<16} {resolved.origins[name]}")
+        print(printable(f"  {name:<20}{one_line(str(shown)):<16} {resolved.origins[name]}"))
 
 
 def write_summary(trainer: Trainer, run: Run, *, trained_here: bool = True) -> None:
@@ -148,7 +150,7 @@ def bits_per_byte(loss: float, tokens: Tokens) -> float:
 
 def next_commands(run: Run, unfinished: bool) -> list[str]:
     again = [run.command_to_resume()] if unfinished else []
-    return [*again, f"ambidex sample {typed([str(run.path)])} --tokens 400"]
+    return [*again, run.command_to_sample()]
 
 
 def show_end(trainer: Trainer, run: Run) -> None:

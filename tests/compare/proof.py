@@ -1,6 +1,6 @@
-"""docs/compare-proof.md, written from the results of `suites.py`.
+"""docs/compare-proof.md, written from the results of `suites.py`, and from earlier ones of another machine.
 
-python tests/compare/proof.py benchmarks/results/2026-11-22-compare-results.jsonl.gz > docs/compare-proof.md
+python tests/compare/proof.py benchmarks/results/2026-11-2{6,2}-compare-results.jsonl.gz > docs/compare-proof.md
 """
 
 from __future__ import annotations
@@ -218,14 +218,16 @@ def _modules(name: str) -> list[str]:
     return [".".join(inner)]
 
 
-def document(rows: list[Row], other: list[Row]) -> str:
-    by = grouped(rows, "suite")
-    bad, good, small = by.get("faults", []), by.get("benign", []), by.get("ladder", [])
-    seconds = sum(r["seconds"] for r in rows)
+def document(rows: list[Row], other: list[Row], before: list[Row]) -> str:
+    by, earlier = grouped(rows, "suite"), grouped(before, "suite")
+    bad, good = by.get("faults", []), by.get("benign", [])
     filled = {
         "FAULTS": faults(bad), "STAGES": by_stage(bad), "EXCEPTIONS": exceptions(bad), "SILENT": silent(bad),
-        "LADDER": ladder(small), "BENIGN": benign(good), "LEGS": legs(good), "RIVALS": rivals(rows),
-        "RUNS": f"{len(rows):,}", "MINUTES": f"{seconds / 60:.0f}",
+        "LADDER": ladder(by.get("ladder", [])) if "ladder" in by else "Not run.", "BENIGN": benign(good), "LEGS": legs(good),
+        "RIVALS": rivals(rows), "RUNS": f"{len(rows):,}", "MINUTES": f"{sum(r['seconds'] for r in rows) / 60:.0f}",
+        "EARLIER FAULTS": faults(earlier.get("faults", [])), "EARLIER LADDER": ladder(earlier.get("ladder", [])),
+        "EARLIER BENIGN": benign(earlier.get("benign", [])), "EARLIER LEGS": legs(earlier.get("benign", [])),
+        "EARLIER RUNS": f"{len(before):,}",
     }  # fmt: skip
     filled["MSPROBE"] = msprobe(other) if other else "msprobe: not run."
     text = HEAD.read_text("utf-8")
@@ -249,5 +251,7 @@ def read(path: Path) -> list[Row]:
 
 if __name__ == "__main__":
     sys.stdout.reconfigure(encoding="utf-8", newline="\n")  # type: ignore[union-attr]
-    given = Path(sys.argv[1])
-    sys.stdout.write(document(read(given), read(given.with_name(given.name.replace("results", "msprobe")))))
+    given, earlier = Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else Path("/nowhere")
+    sys.stdout.write(
+        document(read(given), read(given.with_name(given.name.replace("results", "msprobe"))), read(earlier))
+    )

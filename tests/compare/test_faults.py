@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from faults.again import AGAIN
 from faults.frozen import FROZEN
 from faults.known import FAULTS
 from faults.planting import Fault
@@ -20,6 +21,7 @@ BY_PROJECTION = (
     "a bias of 1e-4 behind o_proj",
     "weight of the step before, one projection",
 )
+MENDED = ("gradient through one block's by-pass lost", "rate x 1.00005", "rate of the step before")
 
 
 def judged(fault: Fault, train: Any, reference: Path, **settings: Any) -> Verdict:
@@ -43,6 +45,15 @@ def test_a_fault_of_each_stage_is_found_and_named(fault: Fault, train: Any, refe
 @pytest.mark.parametrize("fault", [f for f in FROZEN if f.name in BY_PROJECTION], ids=lambda f: f.name)
 def test_a_projection_inside_a_joined_product_is_named(fault: Fault, train: Any, reference: Path) -> None:
     verdict = judged(fault, train, reference, from_trace=str(reference))
+    assert named_right(fault, verdict), verdict.first
+
+
+@pytest.mark.parametrize("fault", [f for f in FROZEN + AGAIN if f.name in MENDED], ids=lambda f: f.name)
+def test_a_by_pass_and_a_rate_are_told_from_what_they_look_like(
+    fault: Fault, train: Any, adamw_reference: Path
+) -> None:
+    adamw = {"optimizer": "adamw", "learning_rate": 3e-3}
+    verdict = judged(fault, train, adamw_reference, from_trace=str(adamw_reference), **adamw)
     assert named_right(fault, verdict), verdict.first
 
 

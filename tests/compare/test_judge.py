@@ -6,17 +6,24 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made import FREE, MATRICES, NORMS, folder, keys_of, table
+from made import FLOOR, FREE, MATRICES, NORMS, folder, keys_of, table, tensor
 
 from ambidex.compare import cards
+from ambidex.compare.bias import is_bias_correction
+from ambidex.compare.fingerprint import Fingerprint, fingerprint
 from ambidex.compare.folder import Row
 from ambidex.compare.judge import judge
 from ambidex.compare.stages import STAGES
-from ambidex.compare.tracefile import Key, Leg
+from ambidex.compare.tracefile import Key, Leg, Record, Table
 
 STAGE_OF = {"tokens": "data", "output": "forward", "loss": "loss", "output_gradient": "backward", "gradient": "backward",
             "norm": "clip", "clipped": "clip", "exp_avg": "moments", "exp_avg_sq": "moments", "update": "update",
             "steady_update": "update"}  # fmt: skip
+
+
+def made_of(key: Key, kind: str, off: dict[str, float]) -> Fingerprint:
+    values = tensor(key._replace(kind=kind))
+    return fingerprint(values * (1 + off.get(kind, 0.0) * FLOOR))
 
 
 def stage_of(key: Key) -> str:
@@ -103,6 +110,114 @@ def test_updates_off_by_one_factor_are_the_schedules_fault() -> None:
     assert first is not None
     assert first.stage == "schedule"
     assert "1.001" in first.words
+
+
+def scaled(
+    by: dict[str, float], kinds: tuple[str, ...] = ("update", "steady_update"), factor: float = 1.0
+) -> Table:
+    """Every tensor of these kinds times ``by`` its parameter's factor, or else ``factor``."""
+    made = table()
+    for row, key in enumerate(made.keys):
+        if key.kind in kinds:
+            made.sums[row] *= by.get(key.name, factor)
+    return made
+
+
+def coarse(*sharp: str) -> Table:
+    """A reference in which only these parameters' updates are sharp: one floor in a million, the others' 1e-4."""
+    made = table()
+    for row, key in enumerate(made.keys):
+        if key.kind.endswith("update") and key.name not in sharp:
+            made.floor[row] = 1e-4
+    return made
+
+
+def test_a_rate_is_told_by_all_updates_together_where_only_one_is_sharp_enough_to_differ() -> None:
+    reference = folder("a", legs={FREE: coarse(MATRICES[0])})
+    first = judge(reference, folder("b", legs={FREE: scaled({}, factor=1.0001)})).first
+    assert first is not None
+    assert (first.stage, first.module) == ("schedule", "optimizer")
+
+
+def test_one_update_off_by_a_factor_is_no_rate_where_the_others_are_as_they_should_be() -> None:
+    reference = folder("a", legs={FREE: coarse(MATRICES[0])})
+    first = judge(reference, folder("b", legs={FREE: scaled({MATRICES[0]: 1.0001})})).first
+    assert first is not None
+    assert (first.stage, first.module) == ("update", MATRICES[0].removesuffix(".weight"))
+
+
+@pytest.mark.parametrize("own", [0.0, 100.0])
+def test_a_by_pass_is_told_from_the_module_that_reads_beside_it(own: float) -> None:
+    """A tensor that no module made, read by a norm and by the block around it, has a wrong gradient."""
+    norm, block = "model.layers.1.input_layernorm", "model.layers.1"
+
+    def with_input(off: dict[str, float]) -> Table:
+        plain = table()
+        record: Record = {}
+        for key, row in plain.row.items():
+            if key == Key(key.step, "output", norm):
+                record |= {
+                    Key(key.step, kind, norm): made_of(key, kind, off)
+                    for kind in ("input", "input_gradient", "own_gradient")
+                }
+            record[key] = made_of(key, key.kind, {})
+            assert row >= 0
+        found = Table.of(record)
+        found.floor[:] = FLOOR
+        return found
+
+    reference = folder("a", legs={FREE: with_input({})})
+    run = folder("b", legs={FREE: with_input({"input_gradient": 100.0, "own_gradient": own})})
+    first = judge(reference, run).first
+    assert first is not None
+    assert (first.stage, first.module) == ("backward", norm if own else block)
+
+
+def test_a_moment_as_far_off_as_its_gradient_just_within_the_limit_is_the_backwards() -> None:
+    name = MATRICES[0]
+    close = {Key(0, "gradient", name): 5.5, Key(0, "clipped", name): 5.5, Key(0, "exp_avg", name): 6.5}
+    first = judge(folder("a"), folder("b", legs={FREE: table(close)})).first
+    assert first is not None
+    assert (first.stage, first.module) == ("backward", name.removesuffix(".weight"))
+    first = judge(
+        folder("a"), folder("b", legs={FREE: table({**close, Key(0, "exp_avg", name): 40.0})})
+    ).first
+    assert first is not None
+    assert first.stage == "moments"
+
+
+def test_a_gradient_that_only_one_run_has_is_the_backwards_of_its_module() -> None:
+    whole = table()
+    lost = Key(0, "gradient", MATRICES[1])
+    run = folder("b", legs={FREE: whole.only(row for row, key in enumerate(whole.keys) if key != lost)})
+    first = judge(folder("a"), run).first
+    assert first is not None
+    assert (first.stage, first.module) == ("backward", MATRICES[1].removesuffix(".weight"))
+    assert "only one" in first.words
+
+
+@pytest.mark.parametrize(("beta1", "beta2"), [(0.9, 0.999), (0.8, 0.95)])
+def test_a_bias_correction_is_told_from_a_rate_by_its_factor_at_each_step(beta1: float, beta2: float) -> None:
+    left_out = {k: (1 - beta1 ** (k + 1)) / (1 - beta2 ** (k + 1)) ** 0.5 for k in (0, 1, 8, 9)}
+    assert is_bias_correction(left_out, (beta1, beta2))
+    assert not is_bias_correction(dict.fromkeys(left_out, 1.0001), (beta1, beta2))
+    assert not is_bias_correction({k: (k + 1) / 10 for k in left_out}, (beta1, beta2))
+    assert not is_bias_correction(left_out, None)
+
+
+def test_what_two_runs_cut_into_other_pieces_is_left_out_and_listed() -> None:
+    """A tensor whose first dimension is not the batch gets another shape from other micro-batches, and other places."""
+    key = Key(0, "output", "model.layers.0.mlp")
+    reference, run = folder("a"), folder("b", legs={FREE: table({key: 1e6})})
+    assert reference.trace is not None
+    assert run.trace is not None
+    reference.trace.shapes["output model.layers.0.mlp"] = [2, 16, 24]
+    run.trace.shapes["output model.layers.0.mlp"] = [4, 8, 24]
+    verdict = judge(reference, run)
+    assert verdict.same is True
+    assert any("other pieces" in one["why"] for one in verdict.not_judged)
+    run.trace.shapes["output model.layers.0.mlp"] = [2, 16, 24]
+    assert judge(reference, run).same is False
 
 
 def test_another_rate_in_the_metrics_is_the_schedules_fault() -> None:

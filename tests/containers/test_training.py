@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -58,11 +59,13 @@ def test_a_finished_run_is_followed_by_a_new_one(project: Project) -> None:
     assert {path.name for path in (project.runs / "cpu").iterdir()} == {"nano-001", "nano-002"}
 
 
-def test_two_user_ids_share_the_prepared_text(project: Project) -> None:
+def test_two_user_ids_share_the_prepared_text_and_each_may_add_another(project: Project) -> None:
     project.runs.chmod(0o777)
-    for uid in ("12345", "54321"):
-        good(train(project, "--steps", "1", RUN_AS=uid, CPUS="1", RUNS=str(project.runs)))
-        project.runs.joinpath("cpu").rename(project.folder / uid)
+    (project.data / "other.txt").write_text((project.data / "book.txt").read_text("utf-8").upper(), "utf-8")
+    for uid, text in (("12345", "book"), ("54321", "book"), ("54321", "other")):
+        flags = ("--steps", "1", "--data", f"/data/{text}.txt")
+        good(train(project, *flags, RUN_AS=uid, CPUS="1", RUNS=str(project.runs)))
+        project.runs.joinpath("cpu").rename(project.folder / f"{uid}-{text}")
 
 
 def test_threads_follow_the_quota(project: Project) -> None:
@@ -122,6 +125,32 @@ def wait_for_step(project: Project, step: int) -> Path:
                 return metrics.parent
         time.sleep(0.2)
     raise AssertionError("training did not begin within two minutes")
+
+
+def test_legs_run_one_after_another_on_the_same_text_and_compare_gives_one_verdict(project: Project) -> None:
+    """`docker compose up compare`, with the CPU image in both legs: what is compared is nothing, what is run is all of it."""
+    small = {
+        flag.removeprefix("--").replace("-", "_").upper(): value for flag, value in zip(TINY[::2], TINY[1::2])
+    }
+    leg = {"environment": {f"AMBIDEX_{name}": value for name, value in {**small, "STEPS": "3"}.items()}}
+    override = project.folder / "small.yaml"
+    override.write_text(json.dumps({"services": {"leg-cpu": leg, "leg-bridge": leg}}), "utf-8")
+    project.settings |= {"GPU_VARIANT": "cpu", "CPUS": "1", "COMPOSE_FILE": f"compose.yaml:{override}"}
+    good(project.compose("up", "--no-build", "compare", seconds=280))
+    legs = [ended(project, name) for name in ("leg-cpu", "leg-bridge", "compare")]
+    assert [leg["ExitCode"] for leg in legs] == [0, 0, 0], project.compose("logs").text
+    for before, after in pairwise(legs):
+        assert before["FinishedAt"] < after["StartedAt"], "two at once, and their speeds mean nothing"
+    said = project.compose("logs", "--no-log-prefix", "compare").text
+    print(said)
+    cpu, bridge = (card(next((project.runs / "compare" / leg).glob("nano-*"))) for leg in ("cpu", "bridge"))
+    assert cpu["data"]["hash"] == bridge["data"]["hash"]
+    assert cpu["weights_sha256"] == bridge["weights_sha256"]
+
+
+def ended(project: Project, service: str) -> dict:
+    container = good(project.compose("--profile", "compare", "ps", "--all", "--quiet", service)).strip()
+    return json.loads(good(docker("inspect", "--format", "{{json .State}}", container)))
 
 
 def test_runs_that_cannot_be_written_are_one_sentence(project: Project) -> None:

@@ -20,6 +20,20 @@ def test_the_page_shows_what_the_script_types_and_nothing_else():
     assert typed == [command for _, command in SCRIPT["TYPED"]]
 
 
+def test_the_page_is_not_older_than_the_commands_and_the_settings():
+    from ambidex import cli, config
+
+    alone, planned = (PAGE.read_text("utf-8").split(f"$ {typed}\n")[1].split("```")[0]
+                      for typed in ("ambidex", "ambidex train --dry-run --steps 100"))  # fmt: skip
+    assert re.findall(r"^  ambidex (\w+) {2,}", alone.split("next:")[0], re.MULTILINE) == list(cli.COMMANDS)
+    settings = planned.split("settings, and where each came from\n")[1]
+    assert re.findall(r"^  (\w+)", settings, re.MULTILINE) == list(config.fields())
+    shown = dict(re.findall(r"^  (\w+) +(\S+) +preset nano$", settings, re.MULTILINE))
+    nano = config.defaults()
+    assert shown == {name: str(nano[name]) for name in shown}
+    assert len(shown) > 10
+
+
 def test_everything_that_is_typed_works_and_prints_the_same_kind_of_lines(tmp_path, story):
     pytest.importorskip("torch")
     environment = {

@@ -60,6 +60,26 @@ def test_a_run_without_a_good_checkpoint_is_an_error_and_leaves_nothing(run, tmp
     assert sorted(path.name for path in tmp_path.iterdir()) == ["my-run"]
 
 
+def test_a_place_that_cannot_be_written_is_exit_4_and_names_the_flag(run, tmp_path, monkeypatch, capsys):
+    def refused(*words: object, **named: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("ambidex.export.command.fill", refused)
+    assert typed(run, "--to", tmp_path / "out") == 4
+    said = capsys.readouterr().err
+    assert "The export cannot be written." in said
+    assert "--to with another folder" in said
+
+
+@pytest.mark.parametrize("to", ["", " ", ".", ".."])
+def test_the_folder_that_one_stands_in_is_not_replaced(run, tmp_path, monkeypatch, capsys, to):
+    (tmp_path / "outer" / "empty").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "outer" / "empty")
+    assert typed(run, "--to", to) == 2
+    assert "do: --to model" in capsys.readouterr().err
+    assert list((tmp_path / "outer").rglob("*")) == [tmp_path / "outer" / "empty"]
+
+
 def test_an_untouched_export_is_replaced_and_anything_else_is_left_alone(run, tmp_path, capsys):
     out = tmp_path / "out"
     assert typed(run, "--to", out) == 0

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from ambidex.errors import Problems
+from ambidex.errors import Exit, Problems
 from ambidex.text import Tokens, prepare
+from ambidex.text.cache import default_cache
 
 TokensOf = Callable[..., Tokens]
 
@@ -203,3 +204,19 @@ def test_a_read_only_cache_that_holds_the_tokens_is_enough(
         path.chmod(0o555 if path.is_dir() else 0o444)
     with as_nobody():
         assert prepare([str(data)], **settings(cache)).data_hash == made.data_hash
+
+
+@pytest.mark.parametrize("environment", [{}, {"AMBIDEX_CACHE": "~/tokens"}])
+def test_where_there_is_no_home_the_cache_is_asked_for_and_not_guessed(environment, monkeypatch):
+    pwd = pytest.importorskip("pwd")
+
+    def nobody(number: int) -> None:  # as in a container that runs under a number without a name
+        raise KeyError(number)
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    with pytest.raises(Problems) as found:
+        default_cache(environment, "linux")
+    assert found.value.exit_code == Exit.CANNOT_WRITE
+    assert "AMBIDEX_CACHE=FOLDER" in str(found.value)
+    assert default_cache({"AMBIDEX_CACHE": "/somewhere"}, "linux") == Path("/somewhere")

@@ -176,7 +176,7 @@ def test_bytes_that_are_no_utf8_are_kept_or_replaced_and_never_crash(
     )
     assert tokens.train_bytes == len(text)
     assert tokens.summary.replaced == (0 if kind == "byte" else 1)
-    assert ("U+FFFD in 1 documents" in str(tokens.summary)) == (kind != "byte")
+    assert ("U+FFFD in 1 document" in str(tokens.summary)) == (kind != "byte")
 
 
 @given(size=st.integers(1, 9), before=st.sampled_from([b"", b"\xff", b"\xe8\x91"]))

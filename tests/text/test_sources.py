@@ -263,3 +263,11 @@ def test_a_python_without_source_says_so(
 ) -> None:
     monkeypatch.setattr("sysconfig.get_path", lambda _: str(tmp_path))
     assert "carries no source" in problems_of("builtin", tokens_of=tokens_of)
+
+
+def test_a_standard_input_that_is_closed_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(Problems, match="standard input is closed"):
+        find_sources(["-"], tmp_path)

@@ -251,3 +251,17 @@ def test_the_cache_lies_where_the_variable_or_the_system_says(
     assert default_cache({}, "linux") == tmp_path / ".cache/ambidex"
     assert default_cache({}, "darwin") == tmp_path / "Library/Caches/ambidex"
     assert default_cache({"LOCALAPPDATA": "/local"}, "win32") == Path("/local/ambidex/cache")
+
+
+def test_what_is_said_of_a_text_is_what_was_given_now_and_not_by_whoever_prepared_it(
+    tmp_path: Path, tokens_of: TokensOf, builds: list[Path]
+) -> None:
+    for name, besides in (("first", ".hidden"), ("second", "noise.bin")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.txt").write_text("to be or not to be\n" * 200)
+        (tmp_path / name / besides).write_bytes(bytes(9))
+    first, second = tokens_of(tmp_path / "first"), tokens_of(tmp_path / "second")
+    assert len(builds) == 1
+    assert first.data_hash == second.data_hash
+    assert (second.summary.data, second.summary.skipped) == ((str(tmp_path / "second"),), {"binary": 1})
+    assert first.summary.skipped == {"hidden": 1}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,7 +46,9 @@ class View:
     def compared(self) -> bool:
         """Whether anything was judged by a floor, or nothing needs one since every bit is equal."""
         exact = np.array([key.kind in EXACT for key in self.keys], dtype=bool)
-        return bool(((self.floor <= TOO_HIGH) & ~exact).any() or (len(self.keys) and (self.error == 0).all()))
+        return bool(
+            ((self.floor <= TOO_HIGH) & ~exact).any() or (not exact.all() and (self.error == 0).all())
+        )
 
     def at(self, step: int) -> Iterator[int]:
         return (n for n, key in enumerate(self.keys) if key.step == step)
@@ -66,8 +69,9 @@ class View:
         return found
 
 
-def view(leg: Leg, reference: Table, candidate: Table) -> View:
-    keys = [key for key in reference.keys if key in candidate.row]
+def view(leg: Leg, reference: Table, candidate: Table, cut: Collection[str] = ()) -> View:
+    """``cut``: tensors, as "KIND NAME", that the two runs took down in other pieces."""
+    keys = [k for k in reference.keys if k in candidate.row and f"{k.kind} {k.name}" not in cut]
     rows = [(reference.row[key], candidate.row[key]) for key in keys]
     mine, theirs = [a for a, _ in rows], [b for _, b in rows]
     error = errors(reference.sums[mine], candidate.sums[theirs], reference.norms[mine])
@@ -105,9 +109,19 @@ def _is_judged(leg: Leg, key: Key) -> bool:
     return not (low and key.kind == "update")
 
 
+def _cut(mine: Mapping[str, list[int]], theirs: Mapping[str, list[int]]) -> set[str]:
+    """Tensors whose first dimension is not the batch, so that other micro-batches give them another shape in all."""
+    return {
+        name
+        for name, shape in mine.items()
+        if name in theirs and math.prod(shape) == math.prod(theirs[name]) and shape[:1] != theirs[name][:1]
+    }
+
+
 def views(reference: Trace, run: Trace) -> list[View]:
     """Every leg that the two have in common and that started from the same numbers."""
     same_origin = run.origin in (reference.identity, reference.origin)
+    cut = _cut(reference.shapes, run.shapes)
     found = []
     for leg, table in run.legs.items():
         if leg.mode == "free":
@@ -117,7 +131,7 @@ def views(reference: Trace, run: Trace) -> list[View]:
         else:
             other = None
         if other is not None:
-            found.append(view(leg, other, table))
+            found.append(view(leg, other, table, cut))
     return sorted(
         found,
         key=lambda v: (("fed", "state", "free").index(v.leg.mode), v.leg.precision != "fp32", v.leg.start),

@@ -21,6 +21,9 @@ RELATIVE = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8, torch.float16: 2.0
 MOVES_ONLY = {"clone", "_to_copy", "zeros_like", "empty_like", "cat", "stack", "index_select", "constant_pad_nd",
               "embedding", "repeat", "new_zeros", "new_empty", "full_like", "slice_backward", "select_backward"}  # fmt: skip
 
+SUMS = {"sum", "mean", "native_batch_norm_backward", "cudnn_batch_norm_backward", "batch_norm_backward",
+        "native_layer_norm_backward", "native_group_norm_backward"}  # fmt: skip  # the first argument is what is added
+
 
 class Exact(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """In fp64 nothing may be rounded to less: a cast to a lower precision leaves an fp64 tensor as it is."""
@@ -37,22 +40,27 @@ class Exact(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class Noisy(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Every result y becomes y (1 + u e): u uniform in [-1, 1], e half a unit in the last place of its type."""
+    """Every result y becomes y (1 + u e): u uniform in [-1, 1], e half a unit in the last place of its type.
 
-    def __init__(self, seed: int) -> None:
+    With ``sums`` a sum gets what adding its terms one after the other may do to it: some kernels add thousands so,
+    such as torch's gradients of a batch norm on a CPU where channels come last, and others in a tree.
+    """
+
+    def __init__(self, seed: int, *, sums: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.seed = seed
+        self.seed, self.sums = seed, sums
         self._generators: dict[torch.device, torch.Generator] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found = func(*args, **(kwargs or {}))
         if func._overloadpacket.__name__ in MOVES_ONLY or any(r.alias_info for r in func._schema.returns):
             return found  # nothing was computed, or it was written into a tensor that is already there
+        terms = args[0] if self.sums and func._overloadpacket.__name__ in SUMS else None
         if isinstance(found, (tuple, list)):
-            return type(found)(self._shaken(one) for one in found)
-        return self._shaken(found)
+            return type(found)(self._shaken(one, terms) for one in found)
+        return self._shaken(found, terms)
 
-    def _shaken(self, value: Any) -> Any:
+    def _shaken(self, value: Any, terms: Any = None) -> Any:
         if not isinstance(value, Tensor) or value.dtype not in RELATIVE or not value.numel():
             return value
         generator = self._generators.get(value.device)
@@ -60,10 +68,21 @@ class Noisy(TorchDispatchMode):  # type: ignore[no-untyped-call]
             generator = self._generators[value.device] = torch.Generator(value.device).manual_seed(self.seed)
         wide = value.float()
         noise = torch.rand(value.shape, generator=generator, device=value.device).mul_(2).sub_(1)
-        shaken = torch.addcmul(wide, wide, noise, value=RELATIVE[value.dtype])
+        size = wide if terms is None or terms.numel() <= value.numel() else _partial_sums(wide, terms)
+        shaken = torch.addcmul(wide, size, noise, value=RELATIVE[value.dtype])
         return torch.where(wide.isfinite(), shaken, wide).to(
             value.dtype
         )  # the minus infinity of a mask stays one
+
+
+def _partial_sums(value: Tensor, terms: Tensor) -> Tensor:
+    """How large the partial sums are whose roundings add up in ``value``: the root of the sum of their squares.
+
+    Of n terms of a mean and a spread, the sum so far is k times the mean and the root of k times the spread.
+    """
+    count = terms.numel() / value.numel()
+    spread = terms.float().square().mean()
+    return (value.square() * (count / 3) + spread * (count**2 / 2)).sqrt()
 
 
 @torch.no_grad()

@@ -125,16 +125,19 @@ def errors(reference: Floats, candidate: Floats, norms: Floats) -> Floats:
 
     Nothing against nothing is 0; something against nothing is infinite.
     """
-    apart: Floats = np.sqrt(np.square(candidate - reference).sum(axis=1))
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(
+        divide="ignore", invalid="ignore", over="ignore"
+    ):  # what is read may hold any finite numbers
+        apart: Floats = np.sqrt(np.square(candidate - reference).sum(axis=1))
         relative = apart / norms
     return np.where(apart == 0, 0.0, np.where(norms > 0, relative, np.inf))
 
 
 def factors(reference: Floats, candidate: Floats) -> tuple[Floats, Floats]:
     """The best a in candidate = a * reference + rest, and the size of that rest over the reference's: (N,), (N,)."""
-    inner = np.square(reference).sum(axis=1)
-    safe = np.where(inner > 0, inner, 1.0)
-    scale = (reference * candidate).sum(axis=1) / safe
-    rest = np.sqrt(np.square(candidate - scale[:, None] * reference).sum(axis=1) / safe)
+    with np.errstate(invalid="ignore", over="ignore"):
+        inner = np.square(reference).sum(axis=1)
+        safe = np.where(inner > 0, inner, 1.0)
+        scale = (reference * candidate).sum(axis=1) / safe
+        rest = np.sqrt(np.square(candidate - scale[:, None] * reference).sum(axis=1) / safe)
     return scale, rest

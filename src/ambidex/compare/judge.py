@@ -8,8 +8,8 @@ are asked only when those that have not are clean.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 
 from ambidex.compare import cards
 from ambidex.compare.align import DIFFERENT, EXACT_ENOUGH, NEAR, TOO_HIGH, View, views
+from ambidex.compare.bias import betas_in, is_bias_correction
 from ambidex.compare.cards import Difference
 from ambidex.compare.folder import Folder, Row
 from ambidex.compare.stages import STAGES, Finding, at_step, finding_of
@@ -133,16 +134,20 @@ def first_difference(found: Sequence[View], before: Sequence[Row], after: Sequen
     return rate
 
 
-def _most_upstream(places: Iterable[tuple[View, int]], feeds: dict[str, list[str]], rate: Finding | None, *,
+def _most_upstream(places: Sequence[tuple[View, int]], feeds: dict[str, list[str]], rate: Finding | None, *,
                    second: bool = False) -> Finding | None:  # fmt: skip
     found = [f for f in (at_step(view, step, feeds, second=second) for view, step in places) if f]
     if not found:
         return None
     first = min(found, key=lambda f: STAGES.index(f.stage))
-    scales = [f.factor for f in found if f.stage == "schedule"]
-    if first.stage == "schedule" and rate is None and _changes(scales):
-        words = "All updates are off by a factor that changes from step to step, as where a bias correction is missing."
-        return Finding(first.step, "update", first.module, first.tensor, first.mode, first.ratio, words)
+    scales = {f.step: f.factor for f in found if f.stage == "schedule"}
+    if first.stage == "schedule" and rate is None:
+        if is_bias_correction(scales, betas_in(view for view, _ in places)):
+            words = "All updates are off by the factor of AdamW's bias correction, left out or counted from another step."
+            return replace(first, stage="update", words=words)
+        if _changes(list(scales.values())):
+            words = "In each step all updates are off by one factor, which changes from step to step."
+            return replace(first, words=words)
     if rate is not None and STAGES.index(first.stage) >= STAGES.index("update") and rate.step <= first.step:
         return rate
     return first
@@ -256,7 +261,7 @@ def _not_judged(view: View) -> list[dict[str, Any]]:
                 "mode": mode,
                 "step": view.leg.start,
                 "tensor": f"{view.unmatched} tensors",
-                "why": "only one of the runs recorded them",
+                "why": "only one of the runs recorded them, or in other pieces",
             }
         )
     return high

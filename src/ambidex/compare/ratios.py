@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from ambidex.compare.align import DIFFERENT, EXACT, TOO_HIGH, View
 from ambidex.compare.judge import Verdict
+from ambidex.compare.naming import module_of
 from ambidex.compare.stages import Finding
 from ambidex.page.markup import Element, folded, short, table
 from ambidex.page.plot import Line, Note, Rule, figure
@@ -16,7 +17,8 @@ from ambidex.page.scale import Scale, categories, logarithmic
 
 GROUPS = ("forward", "backward", "optimizer")
 FORWARD = frozenset({"weight", "tokens", "targets", "input", "output", "loss"})
-BACKWARD = frozenset({"output_gradient", "input_gradient", "gradient"})
+FLOWING = frozenset({"output_gradient", "input_gradient", "own_gradient"})
+BACKWARD = FLOWING | {"gradient"}
 NOWHERE = frozenset({"loss", "gradient", "batch", "model", ""})  # names of what belongs to no module
 TABLE_ROWS = 120
 LEAST_RATIO = 0.01  # equal bits have the ratio 0, and are drawn at the foot
@@ -58,8 +60,8 @@ def _judged(view: View) -> list[int]:
 
 def _module(view: View, number: int) -> str:
     key = view.keys[number]
-    is_module = key.kind in FORWARD - {"weight"} or key.kind in ("output_gradient", "input_gradient")
-    return key.name if is_module else key.name.rpartition(".")[0]
+    is_module = key.kind in FORWARD - {"weight"} or key.kind in FLOWING
+    return module_of(key.name) if is_module else key.name.rpartition(".")[0]
 
 
 def _by_depth(found: Sequence[View], first: Finding | None) -> dict[str, dict[str, Cell]]:

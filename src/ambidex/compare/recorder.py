@@ -1,14 +1,16 @@
 """What a step is made of, as fingerprints: hooks on a model's modules for one step at a time, and none in between.
 
 Kinds, in the order in which a step makes them: ``weight`` (step 0 only), ``tokens`` and ``targets``, ``input`` and
-``output`` of modules, ``loss``, ``output_gradient`` and ``input_gradient``, ``gradient`` of parameters before
-clipping, ``norm``, ``clipped``, the moments, and the update: weights after minus weights before, in fp64.
+``output`` of modules, ``loss``, ``output_gradient``, ``input_gradient`` and ``own_gradient``, ``gradient`` of
+parameters before clipping, ``norm``, ``clipped``, the moments, and the update: weights after minus weights before, in
+fp64. An ``input_gradient`` is what all readers of a tensor give it, an ``own_gradient`` what the module itself adds to
+it. What a module puts out second, in a tuple or when it is called again in one forward, is named ``NAME#2``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,10 +21,11 @@ from torch.utils.hooks import RemovableHandle
 
 from ambidex import products
 from ambidex.compare.fingerprint import Sketch, fingerprint
-from ambidex.compare.tracefile import Key, Record
+from ambidex.compare.tracefile import AGAIN, Key, Record
 from ambidex.parallel.group import Group
 
 STEADY = 0.1  # a share of the second moment's root: elements well below it move by their sign alone
+LOW = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 Array = NDArray[Any]
 
 
@@ -47,8 +50,11 @@ class Recorder:
         self._step = self._batch = 0  # rows of the whole batch
         self._sketches: dict[tuple[str, str], Sketch] = {}
         self._seen: dict[tuple[str, str], int] = {}  # elements of this step so far, by kind and module
-        self._made: dict[tuple[int, int], tuple[str, Tensor]] = {}  # this forward's outputs, kept alive
+        self._made: dict[tuple[int, int], tuple[str, Tensor, int]] = {}  # this forward's outputs, kept alive
+        self._calls: dict[tuple[str, str], int] = {}  # tensors of this forward so far, by kind and module
         self._same: dict[str, str] = {}  # modules that pass on, untouched, what one inside them put out
+        self._evaluates = False  # the present forward
+        self.low = ""  # "bf16" or "fp16" where any module put out such numbers
         self._before: dict[str, Array] = {}
         self._projections = {
             id(m.weight): name for name, m in model.named_modules() if isinstance(m, nn.Linear)
@@ -60,12 +66,12 @@ class Recorder:
         self._step, self.recording = step, step in self.steps
         if not self.recording:
             return
-        self._sketches, self._seen, self._made, self._same = {}, {}, {}, {}
+        self._sketches, self._seen, self._made, self._same, self._calls = {}, {}, {}, {}, {}
         self._batch = len(inputs) if inputs is not None else 0
         self._before = {name: array(weight, copy=True) for name, weight in self._weights()}
         if step == 0:
-            for name, before in self._before.items():
-                self._whole("weight", name, before)
+            for name, weight in self.model.named_parameters():  # those too that are not trained
+                self._whole("weight", name, array(weight))
         for kind, tokens in (("tokens", inputs), ("targets", targets)):
             if tokens is not None:
                 self._whole(kind, "batch", tokens.astype(np.float64))
@@ -155,7 +161,11 @@ class Recorder:
     def maker_of(self, values: Tensor) -> str | None:
         """The module that put out this very tensor, or a view of all of it, in the present forward."""
         made = self._made.get((values.data_ptr(), values.numel()))
-        return made[0] if made and values.numel() else None
+        if (
+            made is None or not values.numel() or made[2] != values._version
+        ):  # written to since: another tensor
+            return None
+        return made[0]
 
     def _whole(self, kind: str, name: str, values: Array) -> None:
         self.record[Key(self._step, kind, name)] = fingerprint(values)
@@ -171,7 +181,9 @@ class Recorder:
         products.tell(self._multiplied)
         for name, module in self.model.named_modules():
             if name and not isinstance(module, nn.ModuleList):
-                self._hooks.append(module.register_forward_hook(self._watch(name)))
+                if next(module.children(), None) is None:
+                    self._hooks.append(module.register_forward_pre_hook(self._enters(name), with_kwargs=True))
+                self._hooks.append(module.register_forward_hook(self._leaves(name), with_kwargs=True))
 
     def _detach(self) -> None:
         if self._hooks:
@@ -184,50 +196,92 @@ class Recorder:
         """A micro-batch comes in. What the model is really given is recorded, whatever was drawn for it."""
         if in_backward():
             return
+        self._evaluates = not torch.is_grad_enabled()  # between two steps, say: no part of a training
+        if self._evaluates:
+            return
         self._made.clear()
+        self._calls.clear()
         tokens = arguments[0] if arguments else None
         if isinstance(tokens, Tensor):
             start = self._place("tokens", "model", tokens)
             self.account("tokens", "model", tokens if tokens.is_floating_point() else tokens.double(), start)
 
-    def _watch(self, name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
-            if in_backward():  # a forward that is repeated to save memory
+    def _enters(self, name: str) -> Callable[..., Any]:
+        def hook(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+            if self._looks_away():
+                return None
+            changes = getattr(module, "inplace", False)
+            arguments = tuple(self._read(name, one, changes=changes) for one in arguments)
+            return arguments, {key: self._read(name, one, changes=changes) for key, one in named.items()}
+
+        return hook
+
+    def _read(self, name: str, values: Any, *, changes: bool) -> Any:
+        """The same tensor, or a view of it, whose gradient is this reader's part alone: others may read it too."""
+        if not isinstance(values, Tensor) or not values.is_floating_point():
+            return values
+        if self.maker_of(values) is None:  # the sum of two branches, or a function's result
+            self._see("input", self._numbered("input", name), values)
+        if (
+            changes
+            or not values.requires_grad
+            or not torch.is_grad_enabled()
+            or isinstance(values, nn.Parameter)
+        ):
+            return values
+        one = self._numbered("own", name)
+        start = self._place("own", one, values)
+        view = values.view_as(values)
+        view.register_hook(lambda found: self._account_gradient("own_gradient", one, found, start))  # type: ignore[no-untyped-call]
+        return view
+
+    def _leaves(self, name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+            if self._looks_away():
                 return
-            source = next((a for a in arguments if isinstance(a, Tensor)), None)
-            if source is not None and source.is_floating_point():
-                self._came_in(name, source, innermost=next(module.children(), None) is None)
-            if isinstance(output, Tensor) and output.is_floating_point():
-                self._came_out(name, output)
+            for source in floating((arguments, named)):
+                self._came_in(name, source)
+            for values in floating(output):
+                self._came_out(name, values)
 
         return hook
 
     def _multiplied(self, x: Tensor, weights: tuple[Tensor, ...], found: tuple[Tensor, ...]) -> None:
         """A product by a projection's weight: `products.py` joins several, so that their modules are never called."""
-        if in_backward():
+        if self._looks_away():
             return
         for weight, product in zip(weights, found):
             name = self._projections.get(id(weight))
             if name is not None:
-                self._came_in(name, x, innermost=True)
+                if self.maker_of(x) is None:
+                    self._see("input", self._numbered("input", name), x)
+                self._came_in(name, x)
                 self._came_out(name, product)
 
-    def _came_in(self, name: str, values: Tensor, *, innermost: bool) -> None:
+    def _looks_away(self) -> bool:
+        """In a forward without gradients, or in one that is repeated to save memory."""
+        return self._evaluates or in_backward()
+
+    def _came_in(self, name: str, values: Tensor) -> None:
         maker = self.maker_of(values)
         if maker is not None and maker != name:
             readers = self.feeds.setdefault(maker, [])
             if name not in readers:
                 readers.append(name)
-        elif maker is None and innermost:
-            self._see("input", name, values)
 
     def _came_out(self, name: str, values: Tensor) -> None:
         inner = self.maker_of(values)
+        one = self._numbered("output", name)
         if inner is None:
-            self._made[values.data_ptr(), values.numel()] = name, values
-            self._see("output", name, values)
+            self._made[values.data_ptr(), values.numel()] = one, values, version(values)
+            self.low = self.low or LOW.get(values.dtype, "")
+            self._see("output", one, values)
         else:
-            self._same[name] = inner
+            self._same[one] = inner
+
+    def _numbered(self, kind: str, name: str) -> str:
+        count = self._calls[kind, name] = self._calls.get((kind, name), 0) + 1
+        return name if count == 1 else f"{name}{AGAIN}{count}"
 
     def _place(self, kind: str, name: str, values: Tensor) -> int:
         """The number, in the whole batch's tensor, of the first element of this micro-batch's."""
@@ -240,12 +294,31 @@ class Recorder:
         start = self._place(kind, name, values)
         self.account(kind, name, values, start)
         if values.requires_grad:
+            values.register_hook(  # type: ignore[no-untyped-call]
+                lambda found: self._account_gradient(f"{kind}_gradient", name, found, start)
+            )
 
-            def gradient(found: Tensor | None) -> None:
-                if found is not None and name not in self.replaced:  # None: one of several products, unused
-                    self.account(f"{kind}_gradient", name, found, start)
+    def _account_gradient(self, kind: str, name: str, found: Tensor | None, start: int) -> None:
+        if found is not None and name not in self.replaced:  # None: one of several products, unused
+            self.account(kind, name, found, start)
 
-            values.register_hook(gradient)  # type: ignore[no-untyped-call]
+
+def version(values: Tensor) -> int:
+    """How often a tensor was written to; tensors of inference mode do not count."""
+    return 0 if values.is_inference() else values._version
+
+
+def floating(values: Any) -> Iterator[Tensor]:
+    """The floating-point tensors in what a module takes or gives, however it is packed."""
+    if isinstance(values, Tensor):
+        if values.is_floating_point():
+            yield values
+    elif isinstance(values, Mapping):
+        for one in values.values():
+            yield from floating(one)
+    elif isinstance(values, (tuple, list)):
+        for one in values:
+            yield from floating(one)
 
 
 def array(tensor: Tensor, *, copy: bool = False) -> Array:

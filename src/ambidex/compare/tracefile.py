@@ -26,6 +26,7 @@ TRACE = "trace.safetensors"
 FORMAT = 1
 LARGEST = 1 << 30  # bytes; a trace of 45 M parameters takes a few million
 MODES = ("free", "state", "fed")
+AGAIN = "#"  # between a module's name and the number of what it put out, from 2
 BY_BF16 = "fp32 by bf16's code"  # fp32 numbers through the functions that a bf16 step calls
 PRECISIONS = ("fp32", "bf16", "fp16", "fp64", BY_BF16)
 

@@ -39,6 +39,7 @@ def export(path: Path | str, kind: str, to: Path | str) -> Path:
     it cannot be written.
     """
     run, target = Run(path), Path(to)
+    _check_not_here(to)
     check(kind, target)
     found = trained.newest(run)
     for words in found.skipped:
@@ -49,7 +50,7 @@ def export(path: Path | str, kind: str, to: Path | str) -> Path:
         fill(unfinished, found, run, kind, target.absolute().name)
         _appear(unfinished, target.absolute())
     except OSError as error:
-        raise cannot_write(target, error) from None
+        raise cannot_write(target, error, "The export", "--to") from None
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     line("exported", f"{target}: step {found.step} of {run.path}, {sum(found.model.shape.parameters().values()):,} "
@@ -80,6 +81,16 @@ def check(kind: str, target: Path) -> None:
             code = wrong.exit_code
     if problems:
         raise Problems(problems, code)
+
+
+def _check_not_here(to: Path | str) -> None:
+    """Raise Problems for an empty name, and for the folder that we stand in: the export takes its folder's place."""
+    given, here = str(to), Path.cwd()
+    if not given.strip() or Path(to).resolve() in (here, *here.parents):
+        raise Problems(
+            Problem("--to is the folder that this was started in, or holds it." if given.strip() else "--to is empty.",
+                    found=repr(given), wanted="the name of a folder for the export", fix="--to model")
+        )  # fmt: skip
 
 
 def _check_contents(target: Path, kind: str) -> None:

@@ -15,6 +15,8 @@ _BEGINNINGS: tuple[tuple[bytes, str], ...] = (
     (b"GIF8", "a GIF image"),
     (b"\x7fELF", "a program (ELF)"),
     (b"SQLite format 3", "an SQLite database"),
+    (b"\xff\xfe\0\0", "UTF-32 text (convert it first: iconv -f UTF-32 -t UTF-8)"),
+    (b"\0\0\xfe\xff", "UTF-32 text (convert it first: iconv -f UTF-32 -t UTF-8)"),
     (b"\xff\xfe", "UTF-16 text (convert it first: iconv -f UTF-16 -t UTF-8)"),
     (b"\xfe\xff", "UTF-16 text (convert it first: iconv -f UTF-16 -t UTF-8)"),
 )

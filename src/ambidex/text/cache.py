@@ -22,7 +22,20 @@ _UNFINISHED = ".building-"
 
 
 def default_cache(environment: Mapping[str, str], platform: str = sys.platform) -> Path:
-    """``AMBIDEX_CACHE``, or the folder `ambidex` in the user's cache folder of the operating system."""
+    """``AMBIDEX_CACHE``, or the folder `ambidex` in the user's cache folder of the operating system.
+
+    Raises Problems (exit 4) where that is in a home and there is none: a container under a number that no user has.
+    """
+    try:
+        return _default_cache(environment, platform)
+    except RuntimeError as error:
+        raise Problems(
+            Problem("The token cache has no place.", found=str(error).rstrip("."), wanted="HOME, or a folder for the cache",
+                    fix="AMBIDEX_CACHE=FOLDER in the environment"), Exit.CANNOT_WRITE,
+        ) from None  # fmt: skip
+
+
+def _default_cache(environment: Mapping[str, str], platform: str) -> Path:
     if own := environment.get("AMBIDEX_CACHE"):
         return Path(own).expanduser()
     if platform == "win32" and (local := environment.get("LOCALAPPDATA")):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import codecs
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -35,9 +35,13 @@ class Summary:
     skipped: dict[str, int]  # reason -> number of files
 
     def __str__(self) -> str:
-        parts = [f"{', '.join(map(spelled, self.data))}: {self.documents:,} documents, {self.bytes:,} bytes"]
+        parts = [
+            f"{', '.join(map(spelled, self.data))}: {self.documents:,} document{'s' * (self.documents != 1)}, {self.bytes:,} bytes"
+        ]
         if self.replaced:
-            parts.append(f"bytes that are no UTF-8 replaced by U+FFFD in {self.replaced:,} documents")
+            parts.append(
+                f"bytes that are no UTF-8 replaced by U+FFFD in {self.replaced:,} document{'s' * (self.replaced != 1)}"
+            )
         if skipped := describe_skipped(self.skipped):
             parts.append(f"passed over: {skipped}")
         return "; ".join(parts)
@@ -118,6 +122,10 @@ class Corpus:
     def summary(self, text_bytes: int) -> Summary:
         """Of the text as it was last read."""
         return Summary(self.data, len(self.sources), self.documents, text_bytes, self.replaced, self.skipped)
+
+    def described(self, prepared: Summary) -> Summary:
+        """The summary of a text that was prepared before, with what this corpus was given and passed over."""
+        return replace(prepared, data=self.data, sources=len(self.sources), skipped=self.skipped)
 
 
 def _with_last(document: Document) -> Iterator[tuple[bytes, bool]]:

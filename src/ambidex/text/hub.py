@@ -59,6 +59,11 @@ def hub_source(word: str) -> HubDataset:
     name, _, split = word.rpartition("@") if "@" in word and not Path(word).exists() else (word, "", "")
     name, _, configuration = name.partition("#") if not Path(name).exists() else (name, "", "")
     shown = f"hf:{word}"
+    if not name:
+        raise Problems(
+            Problem("hf: names no data set", found=shown, wanted="hf:NAME of the hub, or hf:FOLDER"),
+            Exit.DATA,
+        )
     local = Path(name).is_dir()
     reachable = local or _hub_answers()
     datasets = _library(shown, offline=not reachable)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from ambidex.errors import Exit, Problem, Problems, did_you_mean
+from ambidex.text.binary import binary_sign
 from ambidex.text.characters import utf8
 
 CHUNK = 1 << 20  # bytes read at once
@@ -153,6 +154,10 @@ class JsonLines(TextFile):
         with reading(self), self.unpacked() as file:
             while line := file.readline(LONGEST_LINE):
                 number += 1
+                if number == 1 and line[:2] in (b"\xff\xfe", b"\xfe\xff", b"\0\0"):
+                    raise Problems(
+                        Problem(f"{self.name} is no UTF-8", found=binary_sign(line), wanted="one JSON object a line"), Exit.DATA
+                    )  # fmt: skip
                 found = self._text_of(line, field, number)
                 if isinstance(found, Problem):
                     bad += 1
@@ -179,6 +184,8 @@ class JsonLines(TextFile):
             row = json.loads(text)
         except (ValueError, RecursionError) as error:
             reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+            if isinstance(error, ValueError) and not isinstance(error, json.JSONDecodeError):
+                reason = "a whole number of thousands of digits"  # Python's own limit, and the one other error there is
             return Problem(f"{where} is not JSON", found=reason, wanted="one JSON object a line")
         if not isinstance(row, dict):
             return Problem(

@@ -66,7 +66,17 @@ def find_sources(data: Sequence[str], scratch: Path) -> Found:
 
 
 def _find(word: str, found: Found, scratch: Path) -> None:
+    if (
+        not word.strip()
+    ):  # which the system would take for the folder that we are in: an empty variable in a shell
+        raise Problems(
+            Problem("a name in --data is empty", found=repr(word), wanted="a file or a folder"), Exit.DATA
+        )
     if word == "-":
+        if sys.stdin is None:  # closed by whoever started the process
+            raise Problems(
+                Problem("standard input is closed", fix="--data PATH, or pipe a text in"), Exit.DATA
+            )
         found.sources.append(_spool("standard input", sys.stdin.buffer, scratch))
     elif word == "builtin":
         found.sources += builtin_sources()
@@ -199,10 +209,19 @@ def _spool(name: str, stream: IO[bytes], scratch: Path) -> Stream:
 def _not_there(word: str, error: OSError | ValueError) -> Problem:
     name = spelled(word)
     if isinstance(error, FileNotFoundError):
-        return Problem(f"{name} is not there", fix="check --data; `builtin` is the corpus that needs no file")
+        return Problem(f"{name} is not there", fix=_instead(word))
     if isinstance(error, OSError):
         return unreadable(name, error)
     return Problem(f"{name} is no file name", found=str(error))
+
+
+def _instead(word: str) -> str:
+    """What somebody may have meant by the name of a file that there is not."""
+    if "://" in word:
+        return "save it to a file first: nothing is fetched from an address"
+    if "," in word and any(Path(part.strip()).exists() for part in word.split(",")):
+        return f"blanks between several: --data {' '.join(map(spelled, word.split(',')))}"
+    return "check --data; `builtin` is the corpus that needs no file"
 
 
 def describe_skipped(skipped: Mapping[str, int]) -> str:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,9 @@ def prepare(
                 Problem("the text was changed while it was being read", fix="start again"), Exit.DATA
             )
 
-    return _open(open_or_build(cache, key, damage, build))
+    tokens = _open(open_or_build(cache, key, damage, build))
+    # The same content may have been prepared under another name: what was given is this call's.
+    return replace(tokens, summary=corpus.described(tokens.summary))
 
 
 def _check_settings(tokenizer: str, validation_fraction: float) -> None:
