@@ -13,7 +13,7 @@ from ambidex.model import LanguageModel, Shape
 from ambidex.optim import Optimizer
 
 HOLES = 1.35  # glibc's aligned blocks leave holes that the next do not fit; measured by benchmarks/memory.py
-SPARE = 1.15  # advice leaves this much room: the plan is right to within so much (benchmarks/memory.py)
+SPARE = 1.15  # advice leaves this much room: no plan was further below what was measured (docs/guide.md)
 USUAL_SHARE = 0.4  # of a product's rate that a whole step reaches; docs/benchmarks.md has the measurements
 
 
