@@ -109,7 +109,7 @@ def signals(f: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def soak(f: dict[str, Any]) -> list[tuple[str, str, str]]:
-    return [("a long run with a save every second or less",
+    return [(f"a long run with a save every {1 / f['saves_per_second']:.1f} s (a second is meant; the machine decides)",
              f"{f['seconds']:.0f} s, {f['saves']:,} saves",
              f"memory {f['resident_MB_second_fifth']} MB, then {f['resident_MB_last_fifth']} MB ({f['memory_growth']}); at most "
              f"{f['open_files_at_most']} open files; at most {f['checkpoints_on_disk_at_most']} checkpoints' worth of disk")]  # fmt: skip

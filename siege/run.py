@@ -61,6 +61,7 @@ def main() -> int:
         FIGURES.write_text(json.dumps(kept, indent=1, default=str) + "\n")
         importlib.import_module("page").write(HERE.parent / "docs" / "siege.md", kept)
     if options.ran:
+        options.ran.parent.mkdir(parents=True, exist_ok=True)
         options.ran.write_text(json.dumps({"tests": ran(figures), "deselected": {}}, indent=1))
     lost = {part: losses for part, found in figures.items() if (losses := bad(part, found))}
     print(

@@ -150,8 +150,10 @@ def rivals(rows: list[Row]) -> str:
     """Ours on the cases of the rivals' configurations, then theirs, each over the cases in which anything differs that it can see."""
     lines = []
     for config, some in grouped((r for r in rows if r["suite"] == "rivals"), "config").items():
-        bad = [r for r in rows if r["suite"] == "faults" and r["config"] == config and r["differs"]]
-        good = [r for r in rows if r["suite"] == "benign" and r["config"] == config and r["seed"] == 0]
+        cases = {r["case"] for r in some}
+        ours = [r for r in rows if r["config"] == config and r["seed"] == 0 and r["case"] in cases]
+        bad = [r for r in ours if r["suite"] == "faults" and r["differs"]]
+        good = [r for r in ours if r["suite"] == "benign"]
         lines.append([config, "ambidex compare", share([r for r in bad if r["found"]], bad),
                       share([r for r in bad if r["right"]], bad), share([r for r in good if r["found"]], good)])  # fmt: skip
         bad, good = (

@@ -23,7 +23,7 @@ from ambidex.compare.tracing import Tracing
 FILE = "rival.pt"
 STEPS = (0, 1)
 STAGE = {"tokens": "data", "targets": "data", "input": "forward", "output": "forward", "loss": "loss",
-         "output_gradient": "backward", "input_gradient": "backward", "gradient": "backward", "norm": "clip",
+         "output_gradient": "backward", "input_gradient": "backward", "own_gradient": "backward", "gradient": "backward", "norm": "clip",
          "clipped": "clip", "momentum": "moments", "exp_avg": "moments", "exp_avg_sq": "moments", "weight": "update"}  # fmt: skip
 
 

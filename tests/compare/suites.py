@@ -312,14 +312,14 @@ def benign(bench: Bench, configs: list[str], seeds: int, *, quick: bool) -> None
                 one.kill()
 
 
-def others(bench: Bench, configs: list[str]) -> None:
+def others(bench: Bench, configs: list[str], groups: list[str]) -> None:
     """The rivals' answers, from trainings without legs: what they look at is in the run itself."""
     for config in configs:
         reference = bench.work / "rivals-reference"
         shutil.rmtree(reference, ignore_errors=True)
         bench.train(config, 0, reference, floor=False, watching=rivals.watching)
         optimizer = CONFIGS[config].get("optimizer", "muon")
-        bad = [f for group in GROUPS.values() for f in group if f.optimizer in ("", optimizer)]
+        bad = [f for group in groups for f in GROUPS[group] if f.optimizer in ("", optimizer)]
         good = [leg for leg in BENIGN if "compile" not in leg.settings]
         cases = [(f.name, f.plant, {"of": "faults", "stage": f.stage, "module": f.module}, {}) for f in bad]
         cases += [(leg.name, leg.change, {"of": "benign"}, leg.settings) for leg in good]
@@ -391,7 +391,7 @@ def main() -> None:
         elif what == "ladder":
             ladder(bench, configs)
         elif what == "rivals":
-            others(bench, [c for c in configs if c in ("muon fp32", "adamw bf16")])
+            others(bench, [c for c in configs if c in ("muon fp32", "adamw bf16")], options.groups.split(","))
         elif what == "benign":
             benign(bench, configs, 1 if options.quick else options.seeds, quick=options.quick)
         print(f"{what}: {time.perf_counter() - started:.0f} s since the start", flush=True)

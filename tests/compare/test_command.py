@@ -6,6 +6,8 @@ import json
 import os
 from pathlib import Path
 
+from test_page import written
+
 from ambidex import cli
 from ambidex.compare.command import newest
 
@@ -40,3 +42,13 @@ def test_with_skip_missing_it_is_left_out_by_name_and_two_must_be_left(tmp_path:
     error = capsys.readouterr().err
     assert f"left out: {tmp_path / 'gpu'} holds no run" in error
     assert "Two runs are needed" in error
+
+
+def test_a_run_beside_itself_is_the_same_and_the_report_says_that_it_is_one_folder(
+    tmp_path: Path, capsys
+) -> None:
+    run = str(written(tmp_path / "run"))
+    assert cli.main(["compare", run, run, "--json"]) == 0
+    (pair,) = json.loads(capsys.readouterr().out)["pairs"]
+    assert pair["same"] is True
+    assert pair["notes"] == ["the reference and the run are one folder"]
