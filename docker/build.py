@@ -5,7 +5,7 @@
     python3 docker/build.py cu124 --tag mine     another name
     python3 docker/build.py cpu --offline        no network at all: everything has to be in docker/wheels
 
-`docker compose build` makes the same image from the same layers without the labels that can only be known afterwards:
+`docker compose build SERVICE` makes the same image from the same layers without the labels that can only be known afterwards:
 a Dockerfile cannot label an image with what it finds inside. So this builds, reads the image's own record, and builds
 once more from the cache with the record's words as labels. The settings of .env hold here too.
 """

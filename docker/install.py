@@ -78,8 +78,8 @@ def install_packages(packages: list[str]) -> None:
     except (OSError, subprocess.CalledProcessError) as failure:
         raise SystemExit(
             f"error: the base image has no C++ compiler and apt could not install {' '.join(packages)} ({failure}); "
-            "name a mirror (APT_MIRROR=http://... docker compose build), take a base image that has g++ and Python.h "
-            "(BASE_IMAGE=...), or do without torch.compile (COMPILER= docker compose build)"
+            "name a mirror (APT_MIRROR=http://... docker compose build SERVICE), take a base image that has g++ and Python.h "
+            "(BASE_IMAGE=...), or do without torch.compile (COMPILER= docker compose build SERVICE)"
         ) from None
     for folder in ("/var/lib/apt/lists", "/var/cache/apt/archives"):
         for leftover in Path(folder).iterdir():

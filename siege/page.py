@@ -108,6 +108,16 @@ def signals(f: dict[str, Any]) -> list[tuple[str, str, str]]:
     return rows + not_run("signals", f)
 
 
+def container(f: dict[str, Any]) -> list[tuple[str, str, str]]:
+    rows = []
+    if "instants" in f:
+        stopped = f["stopped_before_the_first_step"] + f["stopped_in_training"]
+        rows.append(("`docker stop` at a random instant of a container's life", f"{f['instants']} instants",
+                     f"{stopped} stopped with exit 143, {f['stopped_in_training']} of them in training, {f['ended_before']} "
+                     f"had finished; {f['identical_after_resume']} ended in the same bits; the slowest stop took {f['slowest_stop_seconds']} s"))  # fmt: skip
+    return rows + not_run("container", f)
+
+
 def soak(f: dict[str, Any]) -> list[tuple[str, str, str]]:
     return [(f"a long run with a save every {1 / f['saves_per_second']:.1f} s (a second is meant; the machine decides)",
              f"{f['seconds']:.0f} s, {f['saves']:,} saves",
@@ -141,5 +151,5 @@ def not_run(part: str, f: dict[str, Any]) -> list[tuple[str, str, str]]:
     return [(f"{part}: {why}", "not run", "") for why in f["not_run"]]
 
 
-ROWS = {"kills": kills, "disk": disk, "flips": flips, "badinput": badinput, "signals": signals, "soak": soak, "cost": cost,
+ROWS = {"kills": kills, "disk": disk, "flips": flips, "badinput": badinput, "signals": signals, "container": container, "soak": soak, "cost": cost,
         "peers": lambda f: []}  # fmt: skip

@@ -24,11 +24,12 @@ PARTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # the whole siege, 
     "flips": ({"flips": 2000}, {"flips": 300}),
     "badinput": ({"cases": 20_000}, {"cases": 1000}),
     "signals": ({"instants": 50, "container": True}, {"instants": 6, "container": False}),
+    "container": ({}, {}),
     "soak": ({"seconds": 600.0}, {"seconds": 20.0}),
     "peers": ({"runs": 50, "flips": 120}, {}),
     "cost": ({}, {}),
 }
-NOT_SMALL = ("peers", "cost")  # needs transformers; needs minutes
+NOT_SMALL = ("container", "peers", "cost")  # needs an engine; needs transformers; needs minutes
 
 
 def main() -> int:

@@ -1,7 +1,8 @@
 """What a test run did and what it left out, as one JSON file: `pytest --ran FILE`. tools/ran.py reads it.
 
 pytest calls a run green in which every GPU test was skipped, or was deselected by a slip in `-m`. So this writes down
-each test that did not run, with its reason, and which markers it bears.
+each test that did not run, with its reason, and which markers it bears. A test that measures adds what it recorded as the
+property `figures`; siege/container.py reads that.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ class Ran:
         entry = self.tests.setdefault(
             report.nodeid, {"outcome": "passed", "markers": getattr(report, "markers", [])}
         )
+        entry |= {name: value for name, value in report.user_properties if name == "figures"}
         if report.outcome != "passed" and entry["outcome"] != "failed":
             entry["outcome"] = report.outcome
             if report.skipped:

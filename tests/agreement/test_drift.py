@@ -47,6 +47,14 @@ SLIPS = {
         "compose.yaml", "AMBIDEX_DEVICE: cuda, AMBIDEX_RUNS: /runs/gpu}", "AMBIDEX_DEVICE: cpu, AMBIDEX_RUNS: /runs/gpu}",
         "agreement/test_images.py::test_a_service_trains_on_what_its_name_says",
     ),
+    "compose: a service would start beside the two nodes": Slip(
+        "compose.yaml", "    profiles: [train]\n", "",
+        "agreement/test_images.py::test_no_service_starts_unasked_and_a_profile_other_than_gpu_is_one_thing",
+    ),
+    "a page builds without a name, which builds nothing": Slip(
+        "docs/containers.md", "3. `docker compose build train-cpu`", "3. `docker compose build`",
+        "agreement/test_images.py::test_no_page_and_no_message_builds_or_runs_without_a_name",
+    ),
     "tox: a description names another torch": Slip(
         "tox.ini", "on torch 2.6.0 for CUDA 12.4", "on torch 2.7.0 for CUDA 12.4",
         "agreement/test_tox.py::test_a_description_says_what_the_row_says",

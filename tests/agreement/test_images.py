@@ -117,6 +117,43 @@ def test_the_page_s_table_of_services_is_compose_yaml() -> None:
         assert runs == f"`{service['environment']['AMBIDEX_RUNS'].removeprefix('/')}`", name
 
 
+def profiles_of(service: dict[str, Any]) -> set[str]:
+    """Compose adds up those of a service and of the one that it extends."""
+    extended = services()[service["extends"]] if "extends" in service else {}
+    return {*service.get("profiles", []), *extended.get("profiles", [])}
+
+
+def test_no_service_starts_unasked_and_a_profile_other_than_gpu_is_one_thing() -> None:
+    starts: dict[str, set[str]] = {}
+    for name, service in services().items():
+        assert profiles_of(service), f"{name} has no profile, so it would start beside whatever is started"
+        for profile in profiles_of(service):
+            starts.setdefault(profile, set()).add(name)
+    assert starts.pop("gpu") >= {"train-gpu-nightly", "train-gpu", "leg-gpu", "tests-gpu"}
+    assert starts == {
+        "train": {"train-cpu"}, "doctor": {"doctor"}, "tests": {"tests"}, "nodes": {"node-0", "node-1"},
+        "compare": {"leg-cpu", "leg-bridge", "compare"},
+    }  # fmt: skip
+
+
+NAMED = re.compile(r"docker compose (?:run|up|build)\b(?:\s+--build-arg\s+\S+|\s+--[a-z-]+)*\s*([\w-]*)")
+# The one place that tells what happens without a name.
+UNNAMED = re.compile(r"`docker compose (?:up` says `no service selected`|build` builds nothing)")
+
+
+@pytest.mark.parametrize(
+    "file", ["README.md", ".env.example", "compose.yaml", "docs", "docker", "src", ".ci", ".github"]
+)
+def test_no_page_and_no_message_builds_or_runs_without_a_name(file: str) -> None:
+    """Every service has a profile, so `docker compose build` alone builds nothing, and does not say so."""
+    kinds = {".md", ".py", ".yml", ".Dockerfile"}
+    place = ROOT / file
+    for path in [place] if place.is_file() else [path for path in place.rglob("*") if path.suffix in kinds]:
+        said = re.sub(r"\s*\n#?\s*", " ", UNNAMED.sub("", path.read_text("utf-8")))
+        for found in NAMED.finditer(said):
+            assert found[1] in {*services(), "SERVICE"}, f"{path.relative_to(ROOT)}: {found[0]}"
+
+
 @pytest.mark.parametrize("page", ["README.md", "docs/containers.md", "docs/testing.md", "CONTRIBUTING.md"])
 def test_a_command_on_a_page_names_services_and_variants_that_are_there(page: str) -> None:
     found = text(page)

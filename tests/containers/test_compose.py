@@ -16,13 +16,54 @@ MAY_DIFFER = {"image", "build", "profiles", "deploy", "environment"}
 ENVIRONMENT_MAY_DIFFER = {"AMBIDEX_DEVICE", "AMBIDEX_RUNS"}
 
 
-@pytest.mark.parametrize("profiles", [(), ("gpu",), ("compare",), ("gpu", "compare"), ("tests",), ("*",)])
+# What `docker compose --profile NAME up` starts, and with no profile.
+STARTS: dict[tuple[str, ...], set[str]] = {
+    (): set(),
+    ("train",): {"train-cpu"},
+    ("doctor",): {"doctor"},
+    ("nodes",): {"node-0", "node-1"},
+    ("compare",): {"leg-cpu", "leg-bridge", "compare"},
+    ("gpu",): {"train-gpu-nightly", "train-gpu", "train-bridge", "leg-gpu", "leg-bridge", "tests-gpu"},
+    ("tests",): {"tests"},
+}
+
+
+@pytest.mark.parametrize("profiles", STARTS)
+def test_a_profile_starts_what_is_its_own_and_nothing_else(profiles: tuple[str, ...]) -> None:
+    assert set(config(*profiles)["services"]) == STARTS[profiles]
+
+
+def test_every_service_is_started_by_some_profile() -> None:
+    assert set(config("*")["services"]) == set().union(*STARTS.values())
+
+
+def test_without_a_profile_and_a_name_up_says_so_and_starts_nothing() -> None:
+    done = ask("docker", "compose", "-p", "ambidex-test-nothing", "up")
+    assert done.code == 1
+    assert "no service selected" in done.text
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("run --rm train-cpu", "Volume ambidex-test-named_cache  Created"),
+        ("run --rm doctor", "Volume ambidex-test-named_cache  Created"),
+        ("build train-cpu", "train-cpu  Built"),
+        ("build train-gpu", "train-gpu  Built"),
+        ("up compare", "compare-1  Created"),
+    ],
+)
+def test_a_service_that_is_named_needs_no_profile(words: str, said: str) -> None:
+    done = ask("docker", "compose", "-p", "ambidex-test-named", "--dry-run", *words.split())
+    assert said in done.text, str(done)
+
+
+@pytest.mark.parametrize("profiles", [*STARTS, ("gpu", "compare"), ("*",)])
 def test_every_profile_is_valid_and_only_gpu_asks_for_one(profiles: tuple[str, ...]) -> None:
     services = config(*profiles)["services"]
     asking = {name for name, service in services.items() if "deploy" in service}
     everything = {"train-gpu-nightly", "train-gpu", "leg-gpu", "tests-gpu"}
     assert asking == (everything if {"gpu", "*"} & set(profiles) else set())
-    assert {"train-cpu", "doctor"} <= set(services)
 
 
 def test_training_services_differ_only_where_they_should() -> None:

@@ -1,6 +1,6 @@
 """`docker stop` at any instant of a container's life, from before Python runs to the last checkpoint. A quarter of an hour.
 
-tox run -e containers -- -m "containers and slow"
+tox run -e containers -- -m "containers and slow"     # python siege/run.py container --write keeps the figures
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import random
 import shutil
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -73,7 +74,9 @@ def final_weights(run: Path) -> str:
     return hashlib.sha256((run / f"checkpoints/step-{STEPS:06d}/model.safetensors").read_bytes()).hexdigest()
 
 
-def test_a_stop_at_any_instant_ends_in_143_and_resumed_in_the_same_bits(places: Project) -> None:
+def test_a_stop_at_any_instant_ends_in_143_and_resumed_in_the_same_bits(
+    places: Project, record_property: Callable[[str, object], None]
+) -> None:
     begun = time.monotonic()
     code, said = ended(start(places, "whole"))
     whole = time.monotonic() - begun
@@ -102,4 +105,8 @@ def test_a_stop_at_any_instant_ends_in_143_and_resumed_in_the_same_bits(places: 
         assert final_weights(run) == wanted, f"stopped as number {number}"
         shutil.rmtree(run)
     print(f"{INSTANTS} stops: {dict(told)}; the slowest took {slowest:.1f} s; all ended in the same bits")
+    record_property("figures", {
+        "instants": INSTANTS, "ended_before": told["ended before"], "stopped_before_the_first_step": told["before the first step"],
+        "stopped_in_training": told["in training"], "identical_after_resume": INSTANTS, "slowest_stop_seconds": round(slowest, 1),
+    })  # fmt: skip
     assert told["in training"] > INSTANTS / 5, "too few of the instants lay in training to mean anything"
