@@ -22,6 +22,8 @@ first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 processes=${PROCESSES_PER_HOST:-1}
 
 # --signal sends SIGTERM to torchrun two minutes before the end: every process stops after the same step, one saves.
+# torchrun by itself would kill them after 30 s, in the middle of a longer step.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=100
 srun apptainer exec --bind "$RUNS:/runs,$DATA:/data:ro" "$IMAGE" \
   torchrun --nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node="$processes" --max-restarts=3 \
   --rdzv-backend=c10d --rdzv-endpoint="$first:29400" --rdzv-id="$SLURM_JOB_ID" \

@@ -83,6 +83,14 @@ def test_slurm_and_kubernetes_start_the_same_training_with_flags_that_there_are(
         assert "--max-restarts=3" in launcher
 
 
+def test_torchrun_waits_for_a_long_step_but_not_beyond_the_time_that_slurm_leaves() -> None:
+    script = (DEPLOY / "slurm.sh").read_text("utf-8")
+    waits, leaves = (
+        int(re.search(words, script)[1]) for words in (r"SHUTDOWN_TIMEOUT=(\d+)", r"--signal=TERM@(\d+)")
+    )  # type: ignore[index]
+    assert 30 < waits <= leaves - 10
+
+
 def test_torchrun_itself_takes_the_slurm_scripts_words() -> None:
     run = pytest.importorskip("torch.distributed.run")
     words = after(command((DEPLOY / "slurm.sh").read_text("utf-8")), "torchrun")

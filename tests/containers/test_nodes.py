@@ -107,6 +107,28 @@ def test_the_nodes_differ_in_their_names_alone_and_their_network_leads_nowhere()
     assert not first.get("ports")
 
 
+def test_torchrun_leaves_a_step_more_time_than_its_own_30_s_and_the_engine_leaves_torchrun_more() -> None:
+    for node in NODES:
+        service = config("nodes")["services"][node]
+        assert service["stop_grace_period"] == "1m30s"
+        assert 60 <= int(service["environment"]["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"]) <= 80
+
+
+def test_stopped_nodes_save_their_last_step_and_go_on_from_it(nodes: Project) -> None:
+    run = started(nodes)
+    good(nodes.compose("--profile", "nodes", "stop"))
+    stopped_at = step(nodes)
+    assert stopped_at < STEPS
+    assert max(path.name for path in (run / "checkpoints").iterdir()) == f"step-{stopped_at:06d}", logs(
+        nodes
+    )[-5000:]
+    good(nodes.compose("--profile", "nodes", "up", "--detach", "--no-build"))
+    wait(lambda: ended(nodes), 400)
+    assert [state(nodes, node)[1] for node in NODES] == [0, 0], logs(nodes)[-5000:]
+    assert f"from step {stopped_at}" in logs(nodes)
+    assert_whole(nodes)
+
+
 def test_a_killed_node_comes_back_and_the_run_goes_on_to_its_end(nodes: Project) -> None:
     started(nodes)
     good(docker("kill", "--signal", "KILL", container(nodes, "node-1")))
