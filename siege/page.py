@@ -11,7 +11,6 @@ The promise: *a run can be killed at any instant, on a full or failing disk, and
 bits as if nothing had happened, losing at most the work since the last checkpoint. No file that we read can run code.
 Bad input gets a sentence.* This page is what came of trying to break it.
 
-<!-- not run: the better part of an hour; CI runs the small form -->
 ```
 tox run -e siege                     # everything, the better part of an hour; prints the figures
 tox run -e siege-small               # at most five minutes on a quiet machine; CI runs it

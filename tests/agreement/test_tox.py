@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 import re
+import subprocess
+import sys
 import tomllib
 
 import matrix
 import pytest
 import torch_first
 from agreement_files import PYTHONS, ROOT, ROWS, text, tox
+from docs_commands import documented
 
 VARIANTS = ["cpu", "cu124", "cu130", "nightly-cu124", "nightly-cu130"]
 ENVIRONMENTS = [
@@ -101,3 +104,12 @@ def test_ci_requires_every_environment_that_runs_by_default() -> None:
     required = re.search(r'ran\.py "\$tools/tox\.json" ([\w -]+?) \|\|', text(".ci/run"))
     assert required
     assert set(required[1].split()) == set(tox("env_list")["tox"]["env_list"])
+
+
+def test_every_environment_is_listed_in_words() -> None:
+    there = tox("description")["env"]
+    words = [sys.executable, "-m", *documented("tox list").split()]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    said = {found[1] for line in done.stdout.splitlines() if (found := re.match(r"(\S+) +-> \S", line))}
+    assert set(there) <= said

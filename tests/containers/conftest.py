@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from docs_commands import documented
 
 from .engine import ROOT, Project, docker, good
 
@@ -31,11 +33,13 @@ def engine() -> None:
 @pytest.fixture(scope="session")
 def cpu_image(engine: None) -> str:
     """The CPU image with the source as it is now, labels and all. Without a network: docker/wheels has to hold it."""
-    offline = ["--offline"] if any((ROOT / "docker/wheels").glob("torch-*.whl")) else []
+    words = shlex.split(documented("python3 docker/build.py cpu --offline"))[1:]
+    if not any((ROOT / "docker/wheels").glob("torch-*.whl")):
+        words.remove("--offline")
     import subprocess
 
     done = subprocess.run(
-        [sys.executable, "docker/build.py", "cpu", *offline],
+        [sys.executable, *words],
         cwd=ROOT, env={**os.environ, "CA_FILE": os.environ.get("CA_FILE", "")}, stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900, check=False,
     )  # fmt: skip

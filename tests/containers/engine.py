@@ -18,6 +18,9 @@ TINY = shlex.split(
     "--layers 1 --width 32 --heads 1 --kv-heads 1 --feed-forward 64 --context 32 --batch-size 2 --precision fp32 "
     "--evaluation-tokens 256 --sample-tokens 0 --data /data/book.txt"
 )
+SMALL = {
+    flag.removeprefix("--").replace("-", "_").upper(): value for flag, value in zip(TINY[::2], TINY[1::2])
+}
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,20 @@ class Project:
     def compose(self, *words: str, seconds: float = 240, **environment: str) -> Done:
         given = {"RUNS": str(self.runs), "DATA": str(self.data), "RUN_AS": str(os.getuid()), **self.settings}
         return ask("docker", "compose", "-p", self.name, *words, seconds=seconds, **{**given, **environment})
+
+    def typed(self, line: str, seconds: float = 240, **environment: str) -> Done:
+        """A line that a page shows, as it stands there; which project and which folders is said by the environment."""
+        given = {"RUNS": str(self.runs), "DATA": str(self.data), "RUN_AS": str(os.getuid()), **self.settings}
+        return ask(
+            "bash", "-c", line, seconds=seconds, **{**given, "COMPOSE_PROJECT_NAME": self.name, **environment}
+        )
+
+    def set(self, *services: str, **settings: str) -> None:
+        """Settings of these services beside compose.yaml, so that what is typed need not hold them."""
+        these = {"environment": {f"AMBIDEX_{name}": value for name, value in settings.items()}}
+        override = self.folder / "settings.yaml"
+        override.write_text(json.dumps({"services": dict.fromkeys(services, these)}), "utf-8")
+        self.settings["COMPOSE_FILE"] = f"compose.yaml:{override}"
 
     def close(self) -> None:
         self.compose("--profile", "*", "down", "--volumes", "--timeout", "5")

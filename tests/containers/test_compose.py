@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+from pathlib import Path
 
 import pytest
+from docs_commands import documented
 
 from .engine import ROOT, ask, config, good
 
@@ -137,3 +141,14 @@ def test_env_example_lists_every_variable() -> None:
     assert set(listed) == asked
     defaults = dict(re.findall(r"\$\{([A-Z_]+):?-([^}]*)\}", (ROOT / "compose.yaml").read_text("utf-8")))
     assert listed == defaults
+
+
+def test_the_line_that_the_page_writes_into_env_is_what_compose_builds_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("BASE_IMAGE", raising=False)
+    line = documented("echo BASE_IMAGE=local/python:3.11-bookworm >> .env")
+    subprocess.run(["bash", "-c", line], cwd=tmp_path, check=True)
+    words = ["docker", "compose", "--env-file", tmp_path / ".env", "config", "--format", "json"]
+    built = json.loads(good(ask(*words)))["services"]["train-cpu"]["build"]["args"]
+    assert built["BASE_IMAGE"] == "local/python:3.11-bookworm"

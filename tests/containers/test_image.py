@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from .engine import RECORD, ROOT, docker, good, layers, record
+from docs_commands import documented
+
+from .engine import RECORD, ROOT, ask, docker, good, layers, record
 
 pytestmark = pytest.mark.containers
 
@@ -24,7 +26,8 @@ STRANGER = shlex.split(
 
 
 def test_the_record_is_what_is_inside(cpu_image: str) -> None:
-    found = record(cpu_image)
+    line = documented("docker run --rm --entrypoint cat ambidex:cpu /opt/ambidex/record.json")
+    found = json.loads(good(ask("bash", "-c", line)))
     assert found["variant"] == "cpu"
     assert found["torch"]["version"] == "2.13.0+cpu"
     assert found["torch"]["cuda"] is None
@@ -40,7 +43,8 @@ def test_the_record_is_what_is_inside(cpu_image: str) -> None:
 
 
 def test_the_labels_are_the_record(cpu_image: str) -> None:
-    labels = json.loads(good(docker("image", "inspect", "--format", "{{json .Config.Labels}}", cpu_image)))
+    line = documented("docker inspect -f '{{json .Config.Labels}}' ambidex:cpu")
+    labels = json.loads(good(ask("bash", "-c", line)))
     found = record(cpu_image)
     assert labels["ambidex.variant"] == "cpu"
     assert labels["ambidex.record"] == RECORD

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from .engine import TINY, Done, Project, docker, good
+from docs_commands import documented
+
+from .engine import SMALL, TINY, Done, Project, docker, good
 
 pytestmark = pytest.mark.containers
 
@@ -41,8 +43,8 @@ def final_weights(run: Path) -> str:
 
 def test_the_main_job_leaves_its_run_on_the_host(project: Project) -> None:
     # The real thing: the nano preset on the built-in text, 50 steps; only the last evaluation is made shorter.
-    flags = ("--steps", "50", "--validation-fraction", "0.001")
-    done = project.compose("run", "--rm", "train-cpu", *flags, CPUS="1", seconds=600)
+    project.set("train-cpu", STEPS="50", VALIDATION_FRACTION="0.001")
+    done = project.typed(documented("docker compose run --rm train-cpu"), CPUS="1", seconds=600)
     print(good(done))
     assert "image    cpu: torch 2.13.0+cpu" in done.text
     run = only_run(project)
@@ -72,6 +74,20 @@ def test_threads_follow_the_quota(project: Project) -> None:
     good(train(project, "--steps", "2", CPUS="1"))
     assert card(only_run(project))["threads"] == 1
     assert card(only_run(project))["cpu"]["quota"] == 1.0
+
+
+def test_a_text_of_ones_own_is_trained_by_the_line_that_the_page_shows(project: Project) -> None:
+    project.set("train-cpu", **SMALL, DATA="", EVALUATE_EVERY="500", SAVE_EVERY="500")
+    line = documented("docker compose run --rm train-cpu --data /data/book.txt --steps 500")
+    good(project.typed(line, CPUS="1"))
+    assert steps(only_run(project)) == list(range(1, 501))
+    assert card(only_run(project))["config"]["data"] == ["/data/book.txt"]
+
+
+def test_the_doctor_in_its_container_says_what_will_run_there(project: Project) -> None:
+    said = good(project.typed(documented("docker compose run --rm doctor")))
+    assert "torch 2.13.0+cpu" in said
+    assert "CPU" in said
 
 
 def test_a_stranger_trains_and_checkpoints(project: Project) -> None:
@@ -129,13 +145,8 @@ def wait_for_step(project: Project, step: int) -> Path:
 
 def test_legs_run_one_after_another_on_the_same_text_and_compare_gives_one_verdict(project: Project) -> None:
     """`docker compose up compare`, with the CPU image in both legs: what is compared is nothing, what is run is all of it."""
-    small = {
-        flag.removeprefix("--").replace("-", "_").upper(): value for flag, value in zip(TINY[::2], TINY[1::2])
-    }
-    leg = {"environment": {f"AMBIDEX_{name}": value for name, value in {**small, "STEPS": "3"}.items()}}
-    override = project.folder / "small.yaml"
-    override.write_text(json.dumps({"services": {"leg-cpu": leg, "leg-bridge": leg}}), "utf-8")
-    project.settings |= {"GPU_VARIANT": "cpu", "CPUS": "1", "COMPOSE_FILE": f"compose.yaml:{override}"}
+    project.set("leg-cpu", "leg-bridge", **SMALL, STEPS="3")
+    project.settings |= {"GPU_VARIANT": "cpu", "CPUS": "1"}
     good(project.compose("up", "--no-build", "compare", seconds=280))
     legs = [ended(project, name) for name in ("leg-cpu", "leg-bridge", "compare")]
     assert [leg["ExitCode"] for leg in legs] == [0, 0, 0], project.compose("logs").text

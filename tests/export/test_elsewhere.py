@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from ambidex import trained
 from ambidex.export.command import export
 from ambidex.runs import Run
 from ambidex.text import load_tokenizer
+from docs_commands import cannot_run, documented
 from exported import KINDS, LINES
 
 
@@ -186,3 +189,26 @@ def test_without_the_package_the_command_says_what_to_type(trained_runs, tmp_pat
     assert cli.main(words) == 2
     assert 'pip install "ambidex[gguf]"' in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@TRANSFORMERS
+@GGUF
+def test_what_the_page_says_to_type_works_as_it_stands_there(trained_runs, tmp_path, monkeypatch, capsys):
+    from ambidex import cli
+
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained_runs["byte"], "first")
+    export(Path("first"), "hf", Path("first-model"))  # the docs' own test types this line
+    line = documented("ambidex export first --format gguf --to first-gguf")
+    assert cli.main(shlex.split(line)[1:]) == 0
+    capsys.readouterr()
+    program = documented("from transformers import AutoModelForCausalLM, AutoTokenizer")
+    exec(compile(program, "docs/export.md", "exec"), {"__name__": "__main__"})
+    assert capsys.readouterr().out.startswith("def ")
+    for line in (
+        cannot_run('llama-completion -m first-gguf/model.gguf --no-conversation -p "def " -n 200'),
+        cannot_run("cd first-gguf && ollama create first -f Modelfile && ollama run first"),
+    ):
+        files = [word for word in shlex.split(line) if word.endswith((".gguf", "Modelfile"))]
+        assert files
+        assert all((Path("first-gguf") / Path(file).name).is_file() for file in files)

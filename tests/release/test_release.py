@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import tarfile
 import tomllib
@@ -11,6 +12,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from docs_commands import documented
 
 ROOT = Path(__file__).parents[2]
 DIST = ROOT / "dist"
@@ -24,10 +26,15 @@ def wheel() -> Path:
     return next(path for path in BUILT if path.suffix == ".whl")
 
 
+def empty(folder: Path) -> Path:
+    """A new environment; its folder of programs."""
+    venv.create(folder, with_pip=True)
+    return folder / ("Scripts" if os.name == "nt" else "bin")
+
+
 def installed(folder: Path, what: str, *more: str) -> Path:
     """A new environment with nothing but ``what``; its folder of programs."""
-    venv.create(folder, with_pip=True)
-    programs = folder / ("Scripts" if os.name == "nt" else "bin")
+    programs = empty(folder)
     done = subprocess.run(
         [programs / "python", "-m", "pip", "install", "--quiet", what, *more],
         capture_output=True,
@@ -36,6 +43,21 @@ def installed(folder: Path, what: str, *more: str) -> Path:
     )
     assert done.returncode == 0, done.stderr
     return programs
+
+
+def typed_on_a_page(programs: Path, line: str, folder: Path, **pip: str) -> str:
+    """`python -m pip install ambidex...`, as a page shows it, where ``ambidex`` is the wheel that was built here."""
+    folder.mkdir(exist_ok=True)
+    (folder / "constraints.txt").write_text(
+        f"ambidex @ {wheel().as_uri()}\ntorch=={os.environ.get('TORCH', '2.13.0')}\n", "utf-8"
+    )
+    _, *words = shlex.split(line)
+    environment = {**os.environ, "PIP_CONSTRAINT": str(folder / "constraints.txt"), **pip}
+    done = subprocess.run(
+        [programs / "python", *words], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def typed(programs: Path, *words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -47,8 +69,13 @@ def typed(programs: Path, *words: str, cwd: Path) -> subprocess.CompletedProcess
 
 @pytest.mark.parametrize("archive", ["wheel", "sdist"])
 def test_in_an_empty_environment_the_doctor_works_and_training_says_what_to_install(archive, tmp_path):
-    what = wheel() if archive == "wheel" else next(path for path in BUILT if path.suffix == ".gz")
-    programs = installed(tmp_path / "empty", str(what))
+    if archive == "wheel":
+        programs = empty(tmp_path / "empty")
+        typed_on_a_page(programs, documented("python -m pip install ambidex"), tmp_path / "pip")
+    else:
+        programs = installed(
+            tmp_path / "empty", str(next(path for path in BUILT if path.suffix == ".gz"))
+        )
     have = subprocess.run(
         [programs / "python", "-m", "pip", "list", "--format", "freeze"],
         capture_output=True,
@@ -67,6 +94,20 @@ def test_in_an_empty_environment_the_doctor_works_and_training_says_what_to_inst
         assert done.returncode == 2
         assert 'pip install "ambidex[train]"' in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_the_extras_that_the_pages_name_are_what_pip_finds_in_the_wheel(tmp_path):
+    """The one for completion is installed and used; the one for training is resolved, since the units install it."""
+    programs = empty(tmp_path / "empty")
+    line = documented('python -m pip install "ambidex[train]"')
+    said = typed_on_a_page(programs, line, tmp_path / "pip", PIP_DRY_RUN="1")
+    assert f"ambidex-{wheel().name.split('-')[1]}" in said
+    assert " torch-" in said
+    assert " tokenizers-" in said
+    typed_on_a_page(
+        programs, documented('python -m pip install "ambidex[completion]"'), tmp_path / "pip"
+    )
+    assert "nano" in typed(programs, "completion", "bash", cwd=tmp_path).stdout
 
 
 @pytest.mark.slow
