@@ -36,11 +36,12 @@ NOT_RUN = {
     r"tox run -m |REQUIRE_GPU=1 ": "gigabytes of builds, or a GPU",
     r"tox run -e containers -- |AMBIDEX_IMAGE=\S+ tox run -e image": "needs images of gigabytes, or a GPU",
     r"tox run -e siege$|python siege/run\.py": "the better part of an hour; CI runs the small form",
+    r"python -m venv rivals|python benchmarks/": "another project's package, in an environment of its own",
     r"python -m pip install jupyterlab|jupyter lab": "a browser and a server that waits; a test executes the notebook's cells",
     r"llama-completion|cd first-gguf && ollama": "llama.cpp and Ollama are programs of their own",
 }  # fmt: skip
 HERE = "tests/docs/test_commands.py"
-TYPED_HERE = r"ambidex |torchrun |echo |mkdir |python (examples/|benchmarks/doctor_rivals|-m venv )"
+TYPED_HERE = r"ambidex |torchrun |echo |mkdir |python examples/"
 ELSEWHERE = {
     "docs/bad-input.md": "tests/test_bad_input.py",
     "docs/first-minutes.md": "tests/docs/test_transcript.py",
@@ -143,7 +144,11 @@ def askers(function: str) -> dict[str, str]:
         tree = ast.parse(source)
         for around in (node for node in tree.body if isinstance(node, ast.FunctionDef)):
             for call in ast.walk(around):
-                if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == function:
+                if (
+                    isinstance(call, ast.Call)
+                    and isinstance(call.func, ast.Name)
+                    and call.func.id == function
+                ):
                     (words,) = call.args
                     assert isinstance(words, ast.Constant), f"{path}: {function} wants the command itself"
                     found[words.value] = f"{path.relative_to(ROOT).as_posix()}::{around.name}"
@@ -155,7 +160,9 @@ def scripts() -> dict[str, str]:
     """What CI's scripts type, in the words of a page: command -> script."""
     found = {}
     for name in (".ci/run", ".ci/engine"):
-        text = re.sub(r"^\s*#.*$", "", (ROOT / name).read_text("utf-8"), flags=re.MULTILINE).replace("\\\n", " ")
+        text = re.sub(r"^\s*#.*$", "", (ROOT / name).read_text("utf-8"), flags=re.MULTILINE).replace(
+            "\\\n", " "
+        )
         variables = dict(re.findall(r"^(own_base)=(\S+)$", text, re.MULTILINE))
         for line in text.splitlines():
             for typed in re.split(r" \|\| | && ", re.sub(r"^\s*(?:\w+=\S+ )*", "", line)):

@@ -14,6 +14,8 @@ FENCE = re.compile(r"^```mermaid\nflowchart TD\n(.*?)^```$", re.DOTALL | re.MULT
 OUTSIDE = re.compile(r"\[([^\]]+)\]\(\.\./([^)]+)\)")
 _NODE = re.compile(r'(\w+)\["([^"]*)"\]')
 _ARROW = re.compile(r"^\s*(\w+)(?:\[[^\]]*\])? --> (\w+)(?:\[[^\]]*\])?\s*$")
+_CODE = re.compile(r"<pre\b.*?</pre>|<code>([^<]*-[^<]*)</code>", re.DOTALL)
+LONGEST_WORD = 32  # letters that surely fit one line of a phone
 WIDTH, GAP, LETTERS = 400, 22, 50  # narrow, so that its words can be read on a phone
 
 
@@ -26,8 +28,9 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def on_page_content(content: str, **_: Any) -> str:
-    """Called for each page's HTML. The corner of a table that is empty is no heading."""
-    return re.sub(r"<th([^>]*)></th>", r"<td\1></td>", content)
+    """Called for each page's HTML. The corner of a table that is empty is no heading, and a flag breaks at no hyphen."""
+    content = re.sub(r"<th([^>]*)></th>", r"<td\1></td>", content)
+    return _CODE.sub(lambda found: f"<code>{_unbroken(found[1])}</code>" if found[1] else found[0], content)
 
 
 def on_post_page(output: str, **_: Any) -> str:
@@ -64,6 +67,15 @@ def drawn(source: str) -> str:
     words = "; ".join(labels[name].replace("<br>", ": ") for name in chain)
     return (f'<svg class="rooms" role="img" aria-label="The rooms, from top to bottom: {html.escape(words, quote=True)}" '
             f'viewBox="0 0 {WIDTH} {top + 4}" fill="currentColor" font-size="15" font-family="inherit">{"".join(parts)}</svg>')  # fmt: skip
+
+
+def _unbroken(code: str) -> str:
+    """Code within a sentence, in which a browser would end a line at any hyphen: `--` here, `compile` there."""
+    words = (
+        f'<span class="word">{word}</span>' if "-" in word and len(word) <= LONGEST_WORD else word
+        for word in code.split(" ")
+    )
+    return " ".join(words)
 
 
 def _broken(words: str) -> list[str]:

@@ -199,7 +199,12 @@ def _checkpoints(found: Glance) -> Element:
     if not kept:
         return section("Checkpoints", el("p", "There is none."), name="checkpoints")
     rows = [
-        [f"step {one.step:,}", f"{one.size / 1e6:,.1f} MB", _when(one), one.wrong or "as its manifest says"]
+        [
+            f"step {one.step:,}",
+            f"{one.size / 1e6:,.1f} MB",
+            _in_two(_when(one)),
+            one.wrong or "as its manifest says",
+        ]
         for one in kept[-20:]
     ]
     made = table(
@@ -222,6 +227,12 @@ def _when(one: Saved) -> str:
         )
     except (ValueError, OverflowError, OSError):
         return "not known"
+
+
+def _in_two(when: str) -> Element:
+    """A date and a time, between which a narrow window may end the line, and nowhere else."""
+    date, _, hour = when.partition(" ")
+    return el("span", el("span", date, class_="whole"), " ", el("span", hour, class_="whole"))
 
 
 def _machine(card: Mapping[str, Any]) -> Element:

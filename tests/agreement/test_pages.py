@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -76,9 +77,7 @@ def wrong_with(typed: str) -> list[str]:
     found: list[str] = []
     for part in typed.split(" && "):
         words = shlex.split(re.sub(r"^(?:[A-Z_]+=(?:\$\([^)]*\)|\S)+ )+", "", part))
-        look = next(
-            (look for begun, look in LOOKS.items() if " ".join(words).startswith(begun)), None
-        )
+        look = next((look for begun, look in LOOKS.items() if " ".join(words).startswith(begun)), None)
         found += [f"nothing is known of {part!r}"] if look is None else look(words)
     return found
 
@@ -100,7 +99,7 @@ def of_ambidex(words: list[str]) -> list[str]:
 def of_tox(words: list[str]) -> list[str]:
     there, wrong = set(tox("description")["env"]), []
     ours = words[: words.index("--")] if "--" in words else words
-    for flag, value in zip(ours, ours[1:]):
+    for flag, value in pairwise(ours):
         if flag == "-e":
             wrong += [f"tox has no environment {one}" for one in value.split(",") if one not in there]
         elif flag == "-m" and not re.search(rf"^    {value} = ", text("tox.ini"), re.MULTILINE):
@@ -112,9 +111,12 @@ def of_tox(words: list[str]) -> list[str]:
 
 
 def of_pytest(words: list[str]) -> list[str]:
-    markers = {line.split(":")[0] for line in tomllib.loads(text("pyproject.toml"))["tool"]["pytest"]["ini_options"]["markers"]}
+    markers = {
+        line.split(":")[0]
+        for line in tomllib.loads(text("pyproject.toml"))["tool"]["pytest"]["ini_options"]["markers"]
+    }
     wrong = []
-    for flag, value in zip(words, words[1:]):
+    for flag, value in pairwise(words):
         if flag == "-m" and value not in markers:
             wrong.append(f"there is no marker {value}")
         if flag == "-k" and not any(value in path.name for path in (ROOT / "tests").rglob("test_*.py")):
@@ -138,7 +140,10 @@ def of_compose(words: list[str]) -> list[str]:
     if action == "run":
         service = named[0]
         theirs = rest[rest.index(service) + 1 :]
-        if service in services and services[service].get("entrypoint", ["ambidex", "train"])[:2] == ["ambidex", "train"]:
+        if service in services and services[service].get("entrypoint", ["ambidex", "train"])[:2] == [
+            "ambidex",
+            "train",
+        ]:
             wrong += of_ambidex(["ambidex", "train", *theirs])
         named = [service]
     return wrong + [f"compose.yaml has no service {one}" for one in named if one not in services]
@@ -175,7 +180,11 @@ def of_install(words: list[str]) -> list[str]:
 
 def of_file(words: list[str]) -> list[str]:
     named = [word for word in words[1:] if re.search(r"\.(sh|yaml|ipynb)$", word)]
-    return ["no file is named"] if not named else [f"there is no {one}" for one in named if not (ROOT / one).is_file()]
+    return (
+        ["no file is named"]
+        if not named
+        else [f"there is no {one}" for one in named if not (ROOT / one).is_file()]
+    )
 
 
 def of_variable(words: list[str]) -> list[str]:

@@ -12,6 +12,7 @@ import matrix
 import pytest
 import torch_first
 from agreement_files import PYTHONS, ROOT, ROWS, text, tox
+
 from docs_commands import documented
 
 VARIANTS = ["cpu", "cu124", "cu130", "nightly-cu124", "nightly-cu130"]

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from docs_commands import documented
 
 from .engine import ROOT, Project, docker, good

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from docs_commands import documented
 
 from .engine import ROOT, ask, config, good

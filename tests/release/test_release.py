@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
 from docs_commands import documented
 
 ROOT = Path(__file__).parents[2]
@@ -73,9 +74,7 @@ def test_in_an_empty_environment_the_doctor_works_and_training_says_what_to_inst
         programs = empty(tmp_path / "empty")
         typed_on_a_page(programs, documented("python -m pip install ambidex"), tmp_path / "pip")
     else:
-        programs = installed(
-            tmp_path / "empty", str(next(path for path in BUILT if path.suffix == ".gz"))
-        )
+        programs = installed(tmp_path / "empty", str(next(path for path in BUILT if path.suffix == ".gz")))
     have = subprocess.run(
         [programs / "python", "-m", "pip", "list", "--format", "freeze"],
         capture_output=True,
@@ -104,9 +103,7 @@ def test_the_extras_that_the_pages_name_are_what_pip_finds_in_the_wheel(tmp_path
     assert f"ambidex-{wheel().name.split('-')[1]}" in said
     assert " torch-" in said
     assert " tokenizers-" in said
-    typed_on_a_page(
-        programs, documented('python -m pip install "ambidex[completion]"'), tmp_path / "pip"
-    )
+    typed_on_a_page(programs, documented('python -m pip install "ambidex[completion]"'), tmp_path / "pip")
     assert "nano" in typed(programs, "completion", "bash", cwd=tmp_path).stdout
 
 
