@@ -22,8 +22,8 @@ pytest.importorskip("tox")
 
 # What the agreement tests read, and themselves.
 READ = ["tox.ini", "compose.yaml", "pyproject.toml", "README.md", "CONTRIBUTING.md", ".env.example", ".dockerignore", ".ci",
-        ".github", "deploy", "docker", "docs", "pins", "tools", "src/ambidex/device/variants.toml", "tests/agreement",
-        "tests/containers"]  # fmt: skip
+        ".github", "deploy", "docker", "docs", "pins", "tools", "src/ambidex/device/variants.toml", "tests", "examples",
+        "benchmarks", "siege"]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,18 @@ SLIPS = {
     "a workflow tests and nobody looks at what ran": Slip(
         ".github/workflows/images.yml", "run: python tools/ran.py tox.json image --marker containers", "run: 'true'",
         "agreement/test_workflows.py::test_every_run_of_tox_that_tests_is_followed_by_a_look_at_what_ran",
+    ),
+    "a page shows another command than the one that a test types": Slip(
+        "docs/containers.md", "docker compose run --rm doctor ", "docker compose run doctor ",
+        "agreement/test_pages.py::test_every_command_is_typed_by_somebody_or_has_a_reason",
+    ),
+    "a test types what no page shows any more": Slip(
+        "tests/export/test_elsewhere.py", "ambidex export first --format gguf --to first-gguf", "ambidex export first --format gguf --to g",
+        "agreement/test_pages.py::test_every_command_that_a_test_asks_for_stands_on_a_page",
+    ),
+    "CI no longer types what a page shows": Slip(
+        ".ci/run", "run -e siege-small", "run -e siege",
+        "agreement/test_pages.py::test_every_command_is_typed_by_somebody_or_has_a_reason",
     ),
     "CI no longer requires an environment": Slip(
         ".ci/run", "lint types py311-cpu py312-bare", "lint types py311-cpu",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
@@ -62,7 +63,7 @@ def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[Child]], *,
     """A table with a caption, in a box that scrolls where the window is narrower. ``numbers``: columns of figures."""
     body = el("tbody")
     for row in rows:
-        cells = [el("th" if n == 0 and first_is_name else "td", cell, scope="row" if n == 0 and first_is_name else None,
+        cells = [el("th" if n == 0 and first_is_name else "td", breakable(cell) if n == 0 else cell, scope="row" if n == 0 and first_is_name else None,
                     class_="number" if n in numbers else None)
                  for n, cell in enumerate(row)]  # fmt: skip
         body.append(el("tr", cells))
@@ -70,6 +71,15 @@ def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[Child]], *,
                     for n, name in enumerate(head)])  # fmt: skip
     made = el("table", el("caption", caption), el("thead", top), body)
     return el("div", made, class_="scroll", tabindex=0, role="group", aria_label=caption)
+
+
+def breakable(name: Child) -> Iterable[Child]:
+    """A name that a narrow window may break behind a point or an underscore, before it pushes the last column out."""
+    parts = re.split(r"(?<=[._])(?=\w)", name) if isinstance(name, str) else [name]
+    for number, part in enumerate(parts):
+        if number:
+            yield el("wbr")
+        yield part
 
 
 def folded(summary: str, *children: Child) -> Element:
