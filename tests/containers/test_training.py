@@ -77,7 +77,7 @@ def test_threads_follow_the_quota(project: Project) -> None:
 
 
 def test_a_text_of_ones_own_is_trained_by_the_line_that_the_page_shows(project: Project) -> None:
-    project.set("train-cpu", **SMALL, DATA="", EVALUATE_EVERY="500", SAVE_EVERY="500")
+    project.set("train-cpu", **{**SMALL, "DATA": "", "EVALUATE_EVERY": "500", "SAVE_EVERY": "500"})
     line = documented("docker compose run --rm train-cpu --data /data/book.txt --steps 500")
     good(project.typed(line, CPUS="1"))
     assert steps(only_run(project)) == list(range(1, 501))
