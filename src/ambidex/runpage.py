@@ -198,7 +198,7 @@ def _checkpoints(found: Glance) -> Element:
     kept = saved(found.path / "checkpoints")
     if not kept:
         return section("Checkpoints", el("p", "There is none."), name="checkpoints")
-    rows = [
+    rows: list[list[Child]] = [
         [
             f"step {one.step:,}",
             f"{one.size / 1e6:,.1f} MB",
