@@ -210,7 +210,7 @@ LOOKS: dict[str, Callable[[list[str]], list[str]]] = {
     "docker compose ": of_compose, "docker ": nothing, "python ": of_program, "python3 ": of_program,
     "pip install": lambda words: of_install(words[1:]), "pip config": nothing, "jupyter lab": of_file, "sbatch ": of_file,
     "kubectl apply": of_file, "echo ": of_variable, "torchrun ": of_torchrun, "sudo systemctl": nothing, "sudo apt-get": nothing,
-    "mkdocs serve": nothing, "nvidia-smi": nothing,
+    "mkdocs serve": nothing, "nvidia-smi": nothing, "rivals/bin/python -m pip install": nothing,
 }  # fmt: skip
 
 
