@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from reading import elements, is_harmless, name, words
 
@@ -31,6 +31,7 @@ EVIL = st.one_of(
 )
 
 
+@settings(deadline=None)  # a page is parsed strictly, and the machine may be busy
 @given(EVIL, EVIL, EVIL)
 def test_a_name_becomes_text_and_nothing_else(a: str, b: str, c: str) -> None:
     body = section(
@@ -41,11 +42,13 @@ def test_a_name_becomes_text_and_nothing_else(a: str, b: str, c: str) -> None:
     assert "".join(next(e for e in elements(found) if name(e) == "pre").itertext()) == printable(b)
 
 
+@settings(deadline=None)  # a page is parsed strictly, and the machine may be busy
 @given(EVIL)
 def test_what_a_reader_cannot_see_is_shown_as_its_number(text: str) -> None:
     assert all(c in "\n\t" or c.isprintable() for c in printable(text))
 
 
+@settings(deadline=None)  # a page is parsed strictly, and the machine may be busy
 @given(st.recursive(st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text()),
                     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=8))  # fmt: skip
 def test_any_value_of_a_card_is_one_short_line(value: object) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from reading import elements, is_harmless, name
 
@@ -16,6 +16,7 @@ NUMBERS = st.floats(allow_nan=True, allow_infinity=True)
 POINTS = st.lists(st.tuples(NUMBERS, NUMBERS), max_size=40)
 
 
+@settings(deadline=None)  # a page is parsed strictly, and the machine may be busy
 @given(POINTS, st.booleans(), st.booleans())
 def test_whatever_the_numbers_everything_is_drawn_inside_the_frame(
     points: list[tuple[float, float]], log: bool, joined: bool
@@ -33,6 +34,7 @@ def test_whatever_the_numbers_everything_is_drawn_inside_the_frame(
                 assert -1 <= float(place) <= WIDTH + 1
 
 
+@settings(deadline=None)  # a page is parsed strictly, and the machine may be busy
 @given(NUMBERS, st.lists(NUMBERS, min_size=1))
 def test_ticks_are_few_and_in_order(first: float, values: list[float]) -> None:
     for scale in (linear("x", [first, *values]), logarithmic("x", [first, *values])):
