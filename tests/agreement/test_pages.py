@@ -131,10 +131,10 @@ def of_compose(words: list[str]) -> list[str]:
     profiles = {profile for service in services.values() for profile in service.get("profiles", [])}
     wrong, at = [], 2
     if words[at] == "--profile":
-        wrong += [f"compose.yaml has no profile {words[3]}"] if words[3] not in profiles else []
+        wrong += [f"compose.yaml has no profile {words[3]}"] if words[3] not in {*profiles, "*"} else []
         at += 2
     action, rest = words[at], words[at + 1 :]
-    if action not in ("run", "up", "build", "down"):
+    if action not in ("run", "up", "build", "down", "config"):
         return [*wrong, f"docker compose {action}?"]
     named = [word for word in rest if not word.startswith("-") and "=" not in word]
     if action == "run":
