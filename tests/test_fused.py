@@ -52,21 +52,32 @@ def alike(found: list[Tensor], wanted: list[Tensor]) -> None:
     for one, other in zip(found, wanted, strict=True):
         assert (one.shape, one.dtype) == (other.shape, other.dtype)
         size = float(other.double().abs().mean()) + 1e-6
-        assert float((one.double() - other.double()).abs().max()) < coarse * (8 * size + float(other.double().abs().max()))
+        assert float((one.double() - other.double()).abs().max()) < coarse * (
+            8 * size + float(other.double().abs().max())
+        )
 
 
-def everything(dtype: torch.dtype, batch: int, length: int, heads: int, half: int) -> dict[str, Callable[[Operations], list[Tensor]]]:
+def everything(
+    dtype: torch.dtype, batch: int, length: int, heads: int, half: int
+) -> dict[str, Callable[[Operations], list[Tensor]]]:
     width = 2 * half
     wide = numbers(batch, length, 3 * heads * width, dtype=dtype)
     in_heads = wide[..., : heads * width].view(batch, length, heads, width)  # as it lies in a joined product
     gate, up = wide[..., :half], wide[..., half : 2 * half]
-    tables = numbers(length, half, seed=1).repeat(1, 2), numbers(length, half, seed=2).repeat(1, 2)  # alike in both halves
+    tables = (
+        numbers(length, half, seed=1).repeat(1, 2),
+        numbers(length, half, seed=2).repeat(1, 2),
+    )  # alike in both halves
     by_head = [numbers(batch, heads, length, width, dtype=dtype, seed=n) for n in (3, 4, 5)]
     scale = numbers(width, seed=6)
     return {
-        "norm": lambda how: both_ways(lambda x, w: how.rms_norm(x, w, 1e-6), numbers(batch, length, width), scale),
+        "norm": lambda how: both_ways(
+            lambda x, w: how.rms_norm(x, w, 1e-6), numbers(batch, length, width), scale
+        ),
         "norm of heads": lambda how: both_ways(lambda x, w: how.rms_norm(x, w, 1e-6), in_heads, scale),
-        "rotation": lambda how: both_ways(lambda x: how.rotate(x, *tables, dtype), numbers(batch, length, heads, width)),
+        "rotation": lambda how: both_ways(
+            lambda x: how.rotate(x, *tables, dtype), numbers(batch, length, heads, width)
+        ),
         "swiglu": lambda how: both_ways(how.swiglu, gate, up),
         "attention": lambda how: both_ways(how.causal_attention, *by_head),
     }
@@ -87,14 +98,21 @@ def test_every_pass_and_its_gradients_are_torchs_own_to_rounding(
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize("length", [255, 256, 600])
-def test_attention_is_right_across_the_blocks_that_it_is_made_in(fused: Fused, dtype: torch.dtype, length: int) -> None:
+def test_attention_is_right_across_the_blocks_that_it_is_made_in(
+    fused: Fused, dtype: torch.dtype, length: int
+) -> None:
     by_head = [numbers(1, 2, length, 8, dtype=dtype, seed=n) for n in (3, 4, 5)]
     plain = both_ways(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True), *by_head)
     alike(both_ways(fused.causal_attention, *by_head), plain)
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
-@given(rows=st.integers(1, 9), classes=st.integers(1, 5000), size=st.sampled_from([0.1, 1.0, 60.0]), seed=st.integers(0, 99))
+@given(
+    rows=st.integers(1, 9),
+    classes=st.integers(1, 5000),
+    size=st.sampled_from([0.1, 1.0, 60.0]),
+    seed=st.integers(0, 99),
+)
 @settings(max_examples=25, deadline=None)
 def test_the_loss_and_its_gradient_are_torchs_own(
     fused: Fused, dtype: torch.dtype, rows: int, classes: int, size: float, seed: int
@@ -140,7 +158,8 @@ def test_what_is_not_finite_does_not_become_a_number(fused: Fused, dtype: torch.
         assert found[0].isfinite().all()
         assert not found[1].isfinite().all()
     assert not fused.cross_entropy(logits, targets, -100, True, lambda _: logits).isfinite()
-    assert logits[0].isfinite().all() and not logits[1].isfinite().all()
+    assert logits[0].isfinite().all()
+    assert not logits[1].isfinite().all()
 
 
 def test_rounding_to_bf16_is_torchs(fused: Fused) -> None:
@@ -148,7 +167,10 @@ def test_rounding_to_bf16_is_torchs(fused: Fused) -> None:
     every_kind = torch.cat([bits.view(torch.float32), torch.tensor([0.0, -0.0, 3.4e38, 1e-45, float("inf")])])
     every_kind = every_kind[~every_kind.isnan()].view(-1, 1, 1, 1).repeat(1, 1, 1, 2)
     ones, zeros = torch.ones(1, 2), torch.zeros(1, 2)
-    assert torch.equal(fused.rotate(every_kind, ones, zeros, LOW)[every_kind.isfinite()], every_kind.to(LOW)[every_kind.isfinite()])
+    assert torch.equal(
+        fused.rotate(every_kind, ones, zeros, LOW)[every_kind.isfinite()],
+        every_kind.to(LOW)[every_kind.isfinite()],
+    )
 
 
 def test_a_device_can_be_asked_for_torchs_own_and_says_which_it_took() -> None:
@@ -176,7 +198,8 @@ def tool(path: Path, *lines: str) -> str:
 
 def test_it_is_compiled_once_and_kept_for_this_user_alone(compiled: Callable[..., compiler.Built]) -> None:
     first = compiled()
-    assert first.path is not None and first.folder is None
+    assert first.path is not None
+    assert first.folder is None
     made = first.path.stat().st_mtime_ns
     assert compiled().path == first.path
     assert first.path.stat().st_mtime_ns == made
@@ -194,11 +217,14 @@ def test_what_others_could_have_written_is_not_loaded(compiled: Callable[..., co
     assert again.path.read_bytes() != b"a stranger's"
 
 
-def test_a_cache_that_others_may_write_to_is_left_alone(compiled: Callable[..., compiler.Built], tmp_path: Path) -> None:
+def test_a_cache_that_others_may_write_to_is_left_alone(
+    compiled: Callable[..., compiler.Built], tmp_path: Path
+) -> None:
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache").chmod(0o777)
     built = compiled()
-    assert built.path is not None and built.folder == built.path.parent
+    assert built.path is not None
+    assert built.folder == built.path.parent
     assert tmp_path not in built.path.parents
     Passes(built.path, remove=built.folder)
     assert not built.folder.exists()
@@ -208,8 +234,8 @@ def test_a_cache_that_others_may_write_to_is_left_alone(compiled: Callable[..., 
     ("lines", "said"),
     [
         (["echo 'no such flag' >&2", "exit 1"], "no such flag"),
-        (["exec cc -Drms_norm=other \"$@\""], "could not make them"),
-        (["exec cc -DCHECKED -Dsqrtf=fabsf \"$@\""], "could not make them"),
+        (['exec cc -Drms_norm=other "$@"'], "could not make them"),
+        (['exec cc -DCHECKED -Dsqrtf=fabsf "$@"'], "could not make them"),
     ],
     ids=["fails", "lacks a function", "computes something else"],
 )
@@ -218,18 +244,24 @@ def test_a_compiler_that_does_not_serve_is_named_and_training_goes_on(
 ) -> None:
     built = compiled(CC=tool(tmp_path / "odd-cc", *lines))
     assert built.path is None
-    assert "odd-cc" in built.why_not and said in built.why_not
+    assert "odd-cc" in built.why_not
+    assert said in built.why_not
     assert not list((tmp_path / "cache" / "passes").iterdir())
 
 
 def test_without_a_compiler_it_says_so(compiled: Callable[..., compiler.Built]) -> None:
     built = compiled(CC="/no/such/compiler")
-    assert built.path is None and "no C compiler" in built.why_not
+    assert built.path is None
+    assert "no C compiler" in built.why_not
 
 
-def test_another_processor_or_source_is_another_name(compiled: Callable[..., compiler.Built], tmp_path: Path) -> None:
+def test_another_processor_or_source_is_another_name(
+    compiled: Callable[..., compiler.Built], tmp_path: Path
+) -> None:
     first, other = (compiler.build(tmp_path, name, os.environ).path for name in ("one", "another"))
-    assert first is not None and other is not None and first.name != other.name
+    assert first is not None
+    assert other is not None
+    assert first.name != other.name
 
 
 @pytest.mark.skipif(sys.platform.startswith("linux"), reason="where it is not for")

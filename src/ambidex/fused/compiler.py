@@ -23,7 +23,17 @@ from pathlib import Path
 
 SOURCE = Path(__file__).with_name("passes.c")
 # Sums keep their order and what is not a number stays so; a square root need set no errno.
-FLAGS = ("-std=c11", "-O2", "-ftree-vectorize", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fPIC", "-fopenmp")
+FLAGS = (
+    "-std=c11",
+    "-O2",
+    "-ftree-vectorize",
+    "-march=native",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-ffp-contract=fast",
+    "-fPIC",
+    "-fopenmp",
+)
 # gcc's alone. With -O2 it would leave loops of unknown length as they are, and where it follows a constant through a
 # bound (jump threading) it computes both ways for every number: twice the time of `exponential` (gcc 12).
 OF_GCC = ("-fvect-cost-model=dynamic", "-fno-thread-jumps")
@@ -72,7 +82,10 @@ def build(cache: Path | None, processor: str, environment: Mapping[str, str]) ->
         return Built(None, f"{compiler[0]} took more than {SECONDS} seconds")
     except (OSError, subprocess.CalledProcessError) as error:
         said = getattr(error, "stderr", "") or str(error)
-        return Built(None, f"{compiler[0]} could not make them: {said.strip().splitlines()[-1] if said.strip() else error}")
+        return Built(
+            None,
+            f"{compiler[0]} could not make them: {said.strip().splitlines()[-1] if said.strip() else error}",
+        )
 
 
 def find_compiler(environment: Mapping[str, str]) -> list[str]:
@@ -98,7 +111,17 @@ def key(compiler: list[str], processor: str, threads: Path) -> str:
     """Of everything that the compiled bytes depend on."""
     real = Path(compiler[0]).resolve()
     status = real.stat()
-    parts = (*compiler, real, status.st_size, status.st_mtime_ns, *FLAGS, *OF_GCC, processor, threads, SOURCE.read_text("utf-8"))
+    parts = (
+        *compiler,
+        real,
+        status.st_size,
+        status.st_mtime_ns,
+        *FLAGS,
+        *OF_GCC,
+        processor,
+        threads,
+        SOURCE.read_text("utf-8"),
+    )
     return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:20]
 
 

@@ -39,7 +39,12 @@ class Fused:
         return _CausalAttention.apply(self.passes, queries, keys, values)  # type: ignore[no-any-return,no-untyped-call]
 
     def cross_entropy(
-        self, logits: Tensor, targets: Tensor, ignored: int, learning: bool, again: Callable[[Tensor], Tensor]
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        ignored: int,
+        learning: bool,
+        again: Callable[[Tensor], Tensor],  # noqa: ARG002
     ) -> Tensor:
         """Summed loss, fp64; where ``learning``, ``logits`` (N, V) become its gradient in place. ``again`` is not needed."""
         return self.passes.cross_entropy(logits, targets, ignored, learning).sum()
@@ -61,7 +66,9 @@ class _RmsNorm(torch.autograd.Function):
 
 class _Rotate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, passes: Passes, x: Tensor, cosine: Tensor, sine: Tensor, dtype: torch.dtype) -> Tensor:
+    def forward(
+        ctx: Any, passes: Passes, x: Tensor, cosine: Tensor, sine: Tensor, dtype: torch.dtype
+    ) -> Tensor:
         ctx.passes, ctx.x_dtype = passes, x.dtype
         ctx.save_for_backward(cosine, sine)
         return passes.rotate(x, cosine, sine, dtype)

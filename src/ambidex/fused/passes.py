@@ -54,7 +54,9 @@ class Passes:
                    scales.data_ptr(), len(scales), x.shape[-1])  # fmt: skip
         return out, scales
 
-    def rms_norm_back(self, gradient: Tensor, x: Tensor, weight: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
+    def rms_norm_back(
+        self, gradient: Tensor, x: Tensor, weight: Tensor, scales: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """The gradients by x (..., W), in its type, and by the weight (W,) in fp32."""
         (x, inner, stride), gradient, width = _grouped(x), gradient.contiguous(), x.shape[-1]
         by_x = torch.empty(x.shape, dtype=x.dtype)
@@ -63,10 +65,14 @@ class Passes:
                    weight.data_ptr(), scales.data_ptr(), by_x.data_ptr(), sums.data_ptr(), len(scales), width)  # fmt: skip
         return by_x, sums[0]
 
-    def rotate(self, x: Tensor, cosine: Tensor, sine: Tensor, dtype: torch.dtype, back: bool = False) -> Tensor:
+    def rotate(
+        self, x: Tensor, cosine: Tensor, sine: Tensor, dtype: torch.dtype, back: bool = False
+    ) -> Tensor:
         """x (B, T, H, D) to (B, H, T, D), turned; ``back``: the gradient's way from (B, H, T, D). Tables (T, D) fp32."""
         x = x.contiguous()
-        batch, length, heads, width = x.shape if not back else (x.shape[0], x.shape[2], x.shape[1], x.shape[3])
+        batch, length, heads, width = (
+            x.shape if not back else (x.shape[0], x.shape[2], x.shape[1], x.shape[3])
+        )
         shape = (batch, length, heads, width) if back else (batch, heads, length, width)
         turned = torch.empty(shape, dtype=dtype)
         self._call("rotate", x.data_ptr(), _low(x), cosine.data_ptr(), sine.data_ptr(), turned.data_ptr(), _low(turned),
