@@ -217,15 +217,29 @@ def test_what_others_could_have_written_is_not_loaded(compiled: Callable[..., co
     assert again.path.read_bytes() != b"a stranger's"
 
 
-def test_a_cache_that_others_may_write_to_is_left_alone(
-    compiled: Callable[..., compiler.Built], tmp_path: Path
+def test_a_file_that_others_may_write_is_not_loaded_even_where_it_was_swapped_in_later(
+    compiled: Callable[..., compiler.Built],
 ) -> None:
-    (tmp_path / "cache").mkdir()
-    (tmp_path / "cache").chmod(0o777)
     built = compiled()
     assert built.path is not None
+    built.path.chmod(0o770)
+    with pytest.raises(OSError, match="by others"):
+        Passes(built.path)
+    elsewhere = built.path.rename(built.path.with_name("elsewhere.so"))
+    elsewhere.chmod(0o700)
+    built.path.symlink_to(elsewhere)
+    with pytest.raises(OSError, match="symbolic links"):
+        Passes(built.path)
+
+
+def test_without_a_place_to_keep_it_it_is_compiled_for_this_process_alone(
+    fused: Fused,
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "file").touch()
+    built = compiler.build(tmp_path / "file", CPU, os.environ)
+    assert built.path is not None
     assert built.folder == built.path.parent
-    assert tmp_path not in built.path.parents
     Passes(built.path, remove=built.folder)
     assert not built.folder.exists()
 

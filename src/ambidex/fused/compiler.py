@@ -1,8 +1,8 @@
-"""Compile `passes.c` for this processor, once, and keep it where nobody else can write.
+"""Compile `passes.c` for this processor, once, and keep it for this user.
 
-What is compiled is a file of this package; what is loaded is what this user's own compiler made of it. A cache that
-others may write to, as containers share, could hold anything under the right name, so there it is compiled anew,
-privately, at every start (about a second).
+What is compiled is a file of this package; what is loaded is what this user's own compiler made of it: a file that is
+this user's and that nobody else can write, whoever may write to the folder around it. Where no folder can be written,
+it is compiled at every start (about a second).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,11 +73,11 @@ def build(cache: Path | None, processor: str, environment: Mapping[str, str]) ->
         return Built(None, "this torch has no OpenMP whose threads could be shared")
     try:
         name = f"passes-{key(compiler, processor, threads)}.so"
-        with private(cache) as (folder, kept):
-            found = folder / name
-            if not (kept and is_own(found)):
-                make(compiler, threads, folder, found)
-            return Built(found, folder=None if kept else folder)
+        folder, kept = place_for(cache)
+        found = folder / name
+        if not is_own(found):
+            make(compiler, threads, folder, found)
+        return Built(found, folder=None if kept else folder)
     except subprocess.TimeoutExpired:
         return Built(None, f"{compiler[0]} took more than {SECONDS} seconds")
     except (OSError, subprocess.CalledProcessError) as error:
@@ -125,29 +125,28 @@ def key(compiler: list[str], processor: str, threads: Path) -> str:
     return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:20]
 
 
-@contextmanager
-def private(cache: Path | None) -> Iterator[tuple[Path, bool]]:
-    """A folder that only this user can write, and whether it outlives the process."""
-    folder = cache / "passes" if cache is not None else None
-    try:
-        if folder is not None:
+def place_for(cache: Path | None) -> tuple[Path, bool]:
+    """A folder to write in, and whether it outlives the process."""
+    if cache is not None:
+        folder = cache / "passes"
+        with suppress(OSError):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError:
-        folder = None
-    if folder is not None and is_own(folder) and is_own(folder.parent) and os.access(folder, os.W_OK):
-        yield folder, True
-    else:
-        yield Path(tempfile.mkdtemp(prefix="ambidex-passes-")), False
+            if os.access(folder, os.W_OK | os.X_OK):
+                return folder, True
+    return Path(tempfile.mkdtemp(prefix="ambidex-passes-")), False
 
 
 def is_own(path: Path) -> bool:
-    """Whether it is this user's, no link, and nobody else may write it."""
+    """Whether it is a file of this user's that nobody else may write."""
     try:
-        status = path.lstat()
+        return is_ours(path.lstat())
     except OSError:
         return False
+
+
+def is_ours(status: os.stat_result) -> bool:
     shared = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    return status.st_uid == os.geteuid() and not shared and not stat.S_ISLNK(status.st_mode)
+    return stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and not shared
 
 
 def make(compiler: list[str], threads: Path, folder: Path, to: Path) -> None:

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import os
 import shutil
 from ctypes import c_float, c_int, c_int64, c_void_p
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from ambidex.fused.compiler import is_ours
 
 BLOCKS = 64  # as in passes.c
 _TAKES = {
@@ -32,9 +35,16 @@ class Passes:
 
     def __init__(self, path: Path, remove: Path | None = None) -> None:
         """Load what `compiler.build` made, and remove the folder ``remove``. Raises OSError where it does not load."""
-        self.digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
         try:
-            self._library = ctypes.CDLL(str(path))
+            opened = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)  # for good: see below
+            if not is_ours(os.fstat(opened)):
+                os.close(opened)
+                raise PermissionError(f"{path.name} could have been written by others")
+            with os.fdopen(opened, "rb", closefd=False) as file:
+                self.digest = hashlib.sha256(file.read()).hexdigest()[:12]
+            # By the open file, not by its name, which may by now be another's; and a number that is used again would be
+            # taken for the library loaded under it first.
+            self._library = ctypes.CDLL(f"/proc/self/fd/{opened}")
         finally:
             if remove is not None:
                 shutil.rmtree(remove, ignore_errors=True)
