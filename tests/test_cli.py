@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ambidex import cli
-from ambidex.cli import COMMANDS
+from ambidex.parsers import COMMANDS
 
 
 def test_importing_the_package_and_its_command_line_imports_no_torch():

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 import ambidex
-from ambidex import cli
+from ambidex import cli, parsers
+from ambidex.commands import parser_of
 from docs_commands import ELSEWHERE, ROOT, Command, commands, inline, pages
 from tiny import TINY
 
@@ -116,8 +117,8 @@ def test_what_a_page_says_to_type_can_be_typed_in_its_order(page, folder, capsys
 def test_the_commands_in_sentences_and_tables_exist_with_their_flags(page):
     for written, flags in inline(page):
         name = written.split()[1]
-        assert name in cli.COMMANDS, f"{page.name}: `{written}`"
-        known = {flag for action in cli.parser_of(name)._actions for flag in action.option_strings}
+        assert name in parsers.COMMANDS, f"{page.name}: `{written}`"
+        known = {flag for action in parser_of(name)._actions for flag in action.option_strings}
         assert set(flags) <= known | {"--help"}, f"{page.name}: `{written}`"
 
 
