@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ambidex import checkpoint, cli, glance, health
+from ambidex import checkpoint, cli, commands, glance, health
 from ambidex.launch import MOST_RESUMES
 from ambidex.rows import MOST_WRONG, read_metrics
 from tiny import train_words
@@ -282,6 +282,6 @@ def test_an_error_of_the_disk_that_nobody_foresaw_is_a_sentence(monkeypatch, cap
     def failing(_):
         raise OSError(number, os.strerror(number), "some/file")
 
-    monkeypatch.setitem(cli.FUNCTIONS, "top", failing)
+    monkeypatch.setitem(commands.FUNCTIONS, "top", failing)
     assert cli.main(["top"]) == code
     assert "some/file" in capsys.readouterr().err

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import pytest
 from pydantic import BaseModel, ConfigDict, Field
 
-from ambidex import cli, config
+from ambidex import config, flags
 
 yaml = pytest.importorskip("yaml")
 DEPLOY = Path(__file__).parents[1] / "deploy"
@@ -45,8 +45,8 @@ def command(text: str) -> list[str]:
 
 
 def settings(words: list[str]) -> config.Settings:
-    flags, file, unknown = cli.train_flags(words)
-    return config.resolve(flags, file=file, unknown_flags=unknown, environment={}).settings
+    typed, file, unknown = flags.train_flags(words)
+    return config.resolve(typed, file=file, unknown_flags=unknown, environment={}).settings
 
 
 def after(words: list[str], *what: str) -> list[str]:

@@ -232,7 +232,7 @@ def test_a_small_model_learns_as_well_by_the_fast_paths_as_by_the_plain_ones(
 
 def test_the_precision_and_the_library_are_chosen_by_rule() -> None:
     assert Device("cpu", "fp16", threads=1).products is None
-    exact, low = Device("cpu", "fp32", threads=1).products, Device("cpu", "bf16", threads=1).products
+    exact, low = (Device("cpu", precision, threads=1, fused=False).products for precision in ("fp32", "bf16"))
     assert exact == Products(low=None, onednn=exact_products() == "oneDNN")
     assert low == Products(low=torch.bfloat16, onednn=exact_products() == "oneDNN")
     assert numerics()["fp32_products"] == exact_products()

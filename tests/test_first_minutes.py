@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ambidex import cli, welcome
+from ambidex import cli, commands, parsers, welcome
 from ambidex.runs import Run
 from tiny import TINY, ambidex, flags, train_words
 
@@ -108,17 +108,17 @@ def test_a_help_is_shown_without_the_packages_that_training_needs():
     assert 'pip install "ambidex[train]"' in done.stdout
 
 
-@pytest.mark.parametrize("command", list(cli.COMMANDS))
+@pytest.mark.parametrize("command", list(parsers.COMMANDS))
 def test_the_examples_in_a_help_are_understood_by_the_command(command, capsys):
     with pytest.raises(SystemExit):
         cli.main([command, "--help"])
     shown = capsys.readouterr().out
-    assert cli.EXAMPLES[command]
-    for example in cli.EXAMPLES[command]:
+    assert parsers.EXAMPLES[command]
+    for example in parsers.EXAMPLES[command]:
         assert f"  {example}\n" in shown
         words = shlex.split(example.split(">")[0])
         assert words[:2] == ["ambidex", command]
-        _, unknown = cli.parser_of(command).parse_known_args(words[2:])
+        _, unknown = commands.parser_of(command).parse_known_args(words[2:])
         assert unknown in ([], ["error.txt"])
 
 
@@ -129,7 +129,7 @@ def test_completion_knows_every_command_and_every_flag(shell, capsys):
     script = capsys.readouterr().out
     from ambidex import config
 
-    for word in (*cli.COMMANDS, *map(config.flag, config.fields())):
+    for word in (*parsers.COMMANDS, *map(config.flag, config.fields())):
         assert word in script
     assert "nano" in script
     if shutil.which(shell):

@@ -41,7 +41,8 @@ EXIT_CODES = """## Exit codes
 
 `ambidex doctor` has codes of its own (`docs/doctor.md`); `train --device cuda` that cannot have its GPU ends in the
 doctor's. Two places are set by variables alone: `AMBIDEX_RUNS`, where runs without `--out` go (`runs`), and
-`AMBIDEX_CACHE`, where prepared tokens lie (the user's cache folder).
+`AMBIDEX_CACHE`, where prepared tokens lie (the user's cache folder). What gcc compiles for this machine lies in the user's own
+cache folder in any case, since it is executed; `CC` names another compiler.
 """
 
 

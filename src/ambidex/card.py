@@ -38,7 +38,7 @@ def new_card(trainer: Trainer, choice: Choice) -> dict[str, Any]:
             "vocabulary_size": tokens.tokenizer.vocabulary_size,
         },
         "cpu": {"name": cpu.name, "isa": list(cpu.isa), "cores": cpu.cores, "quota": cpu.quota},
-        "numerics": numerics(),
+        "numerics": trainer.device.numerics(),
         "versions": versions(),
         **leg(trainer, choice),
     }

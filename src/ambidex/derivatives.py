@@ -7,6 +7,7 @@ Shapes in comments: B sequences, T tokens, H heads, D width of a head.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 QUERIES = 256  # rows of attention scores held at a time
+FAINT = 1e-30  # a probability below it is near the smallest number, so its logarithm is taken from the logits
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
@@ -39,6 +41,28 @@ def causal_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     grows with T, not with T^2.
     """
     return _CausalAttention.apply(queries, keys, values)  # type: ignore[no-any-return,no-untyped-call]
+
+
+def cross_entropy(
+    logits: Tensor, targets: Tensor, ignored: int, learning: bool, again: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Summed loss, fp64 scalar, of logits (N, V) and targets (N,); where ``learning``, logits become its gradient, in place.
+
+    ``again`` makes the logits of some rows (a mask, (N,)) a second time: of those whose probability is too small.
+    """
+    known = targets != ignored
+    places = torch.arange(len(logits), device=logits.device), targets.clamp(min=0)  # rows and columns
+    chances = torch.softmax(logits, dim=-1, out=logits)
+    given = chances[places].double()  # (N,)
+    faint = known & (given < FAINT)
+    lost = -given.clamp(min=FAINT).log()
+    if bool(faint.any()):
+        lost[faint] = F.cross_entropy(again(faint).double(), places[1][faint], reduction="none")
+    if learning:
+        chances[places] -= 1  # by index: gather and scatter first copy the whole of a bf16 tensor
+        if not bool(known.all()):
+            chances.mul_(known.unsqueeze(1))
+    return (lost * known).sum()
 
 
 class _RmsNorm(torch.autograd.Function):

@@ -9,7 +9,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import TypeVar
 
 import numpy as np
@@ -18,9 +19,14 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ambidex import derivatives
 from ambidex.device import cpu as processor
 from ambidex.errors import Exit, Problem, Problems
-from ambidex.products import Products, has_onednn_product, onednn_product, using
+from ambidex.fused.compiler import build
+from ambidex.fused.operations import Fused
+from ambidex.fused.passes import Passes
+from ambidex.products import Operations, Products, has_onednn_product, onednn_product, using
+from ambidex.text.cache import default_cache
 
 Module = TypeVar("Module", bound=nn.Module)
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -48,9 +54,12 @@ class LossScale:
 
 
 class Device:
-    """Where a run computes. ``name`` is cpu, cuda:N or mps; ``precision`` fp32, bf16 or fp16, never auto."""
+    """Where a run computes. ``name`` is cpu, cuda:N or mps; ``precision`` fp32, bf16 or fp16, never auto.
 
-    def __init__(self, name: str, precision: str, threads: int) -> None:
+    ``fused``: on a CPU, what stands between products is computed by compiled passes, where a compiler is found.
+    """
+
+    def __init__(self, name: str, precision: str, threads: int, *, fused: bool = True) -> None:
         self.name = name
         self.kind = name.split(":", maxsplit=1)[0]
         self.precision = precision
@@ -58,6 +67,7 @@ class Device:
         self.torch_device = torch.device(name)
         torch.set_num_threads(threads)
         self.set_numerics()
+        self.fused, self.why_not_fused = fused, ""
         self.products = self._products()
         self.product_rate = 0.0  # operations per second of one product, once `matmul_rate` has measured it
         if self.kind == "cpu":
@@ -72,12 +82,19 @@ class Device:
         if self.kind != "cpu" or self.precision == "fp16":
             return None
         low = PRECISIONS[self.precision] if self.precision != "fp32" else None
-        return Products(low, onednn=exact_products() == "oneDNN")
+        operations, self.why_not_fused = fused_operations() if self.fused else (derivatives, "as asked")
+        return Products(low, exact_products() == "oneDNN", operations)
 
     def compute_by_bf16_code(self) -> None:
         """Take the functions of a bf16 step with fp32 numbers: what is wrong in that code then shows undrowned."""
         if self.products is not None:
-            self.products = Products(torch.float32, onednn=False)
+            self.products = replace(self.products, low=torch.float32, onednn=False)
+
+    def numerics(self) -> dict[str, object]:
+        """Every switch that changes a result in its last bits or more, and who computes what stands between products."""
+        operations = None if self.products is None else self.products.operations
+        between = f"passes {operations.passes.digest}" if isinstance(operations, Fused) else "torch's own"
+        return {**numerics(), "between_products": between}
 
     def place(self, module: Module) -> Module:
         return module.to(self.torch_device)
@@ -209,6 +226,24 @@ def exact_products() -> str:
     """
     wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
     return "oneDNN" if wide and "AMD" in processor.look().name and has_onednn_product() else "torch's default"
+
+
+@cache
+def fused_operations() -> tuple[Operations, str]:
+    """What computes between products, compiled where it can be; else torch's own, and why."""
+    try:
+        # Never in AMBIDEX_CACHE: text may be shared with others, what is executed may not.
+        place = default_cache({name: value for name, value in os.environ.items() if name != "AMBIDEX_CACHE"})
+    except Problems:
+        place = None  # a user without a home: compiled anew at every start
+    cpu = processor.look()
+    built = build(place, f"{cpu.name} {' '.join(cpu.isa)}", os.environ)
+    if built.path is None:
+        return derivatives, built.why_not
+    try:
+        return Fused(Passes(built.path, remove=built.folder)), ""
+    except OSError as error:
+        return derivatives, f"what was compiled does not load: {error}"
 
 
 def keep_pages() -> bool:

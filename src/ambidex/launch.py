@@ -221,7 +221,10 @@ def prepare_device(
         "numbers",
         f"{precision} ({why}), {threads} thread{'s' * (threads != 1)}{each} on {cpu.name or 'this CPU'}",
     )
-    return Device(choice.name, precision, threads)
+    device = Device(choice.name, precision, threads, fused=settings.fused)
+    if device.why_not_fused:
+        line("passes", f"torch's own between products: {device.why_not_fused}")
+    return device
 
 
 def rule(choice: Choice, cpu: Cpu) -> tuple[str, str]:
@@ -296,7 +299,7 @@ def memory_errors_in_words(trainer: Trainer) -> AbstractContextManager[None]:
 def rebuilt(trainer: Trainer, device_name: str, precision: str) -> Trainer:
     """The same training once more, at its first step and not compiled, for the legs of `compare/`."""
     settings = trainer.settings.model_copy(update={"compile": False})
-    device = Device(device_name, precision, trainer.device.threads)
+    device = Device(device_name, precision, trainer.device.threads, fused=settings.fused)
     return build(settings, device, trainer.tokens, trainer.group)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,6 @@ from ambidex.model import LanguageModel
 
 IGNORED = -100  # a target that is not to be predicted: padding behind the last token of the held-out text
 LOGITS = 2**24  # numbers of a chunk of logits: 512 tokens of a vocabulary of 32,768; larger was no faster
-FAINT = 1e-30  # a probability below it is near the smallest number, so its logarithm is taken from the logits
 
 
 def cross_entropy_sum(model: LanguageModel, hidden: Tensor, targets: Tensor) -> Tensor:
@@ -48,18 +48,13 @@ class _ChunkedLoss(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)
         at_once = max(1, LOGITS // weight.shape[0])
         for some, by_some, answers in zip(*(_chunks(t, at_once) for t in (rows, by_rows, targets))):
-            known = answers != IGNORED
-            places = torch.arange(len(some), device=some.device), answers.clamp(min=0)  # rows and columns
-            chances = multiply(some, head)  # (n, V): logits, until the next line
-            torch.softmax(chances, dim=-1, out=chances)
-            total += _surprise(chances, places, known, some, head)
+            logits = multiply(some, head)  # (n, V), and their gradient from the next line on
+            again = partial(_logits_of, some, head)
+            total += chosen.operations.cross_entropy(logits, answers, IGNORED, learning, again)
             if not learning:
                 continue
-            chances[places] -= 1  # by index: gather and scatter first copy the whole of a bf16 tensor
-            if not bool(known.all()):
-                chances.mul_(known.unsqueeze(1))
-            by_some.copy_(multiply(chances, head.t()))
-            part = multiply(chances.t(), some.t())  # (V, W)
+            by_some.copy_(multiply(logits, head.t()))
+            part = multiply(logits.t(), some.t())  # (V, W)
             by_head = part.float() if by_head is None else by_head.add_(part)
         if learning:
             ctx.save_for_backward(by_rows.to(hidden.dtype), by_head)
@@ -79,14 +74,5 @@ def _product(x: Tensor, weight: Tensor) -> Tensor:
     return x @ weight.t()  # F.linear would first lay out a transposed x anew
 
 
-def _surprise(
-    chances: Tensor, places: tuple[Tensor, Tensor], known: Tensor, rows: Tensor, head: Tensor
-) -> Tensor:
-    """Summed -log of the chance that each known answer got, fp64."""
-    given = chances[places].double()  # (n,)
-    faint = known & (given < FAINT)
-    lost = -given.clamp(min=FAINT).log()
-    if bool(faint.any()):
-        logits = F.linear(rows[faint], head).double()
-        lost[faint] = F.cross_entropy(logits, places[1][faint], reduction="none")
-    return (lost * known).sum()
+def _logits_of(rows: Tensor, head: Tensor, which: Tensor) -> Tensor:
+    return F.linear(rows[which], head)

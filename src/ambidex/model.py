@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ambidex import derivatives
 from ambidex.products import chosen, linear, linears
 from ambidex.randomness import symmetric
 
@@ -73,9 +72,10 @@ class RMSNorm(nn.Module):
         self.epsilon = epsilon
 
     def forward(self, x: Tensor) -> Tensor:  # (..., width), fp32 at every precision
-        if chosen() is None:
+        products = chosen()
+        if products is None:
             return F.rms_norm(x.float(), self.weight.shape, self.weight, self.epsilon)
-        return derivatives.rms_norm(x, self.weight, self.epsilon)
+        return products.operations.rms_norm(x, self.weight, self.epsilon)
 
 
 def rotation_tables(length: int, head_width: int, base: float) -> tuple[Tensor, Tensor]:
@@ -127,12 +127,13 @@ class Attention(nn.Module):
         values = values.view(batch, length, self.kv_heads, self.head_width).transpose(1, 2)
         queries = self.q_norm(queries.view(batch, length, self.heads, self.head_width))
         keys = self.k_norm(keys.view(batch, length, self.kv_heads, self.head_width))
-        if chosen() is None:
+        products = chosen()
+        if products is None:
             queries = rotate(queries.transpose(1, 2), cosine, sine).to(values.dtype)  # (B, H, T, D)
             keys = rotate(keys.transpose(1, 2), cosine, sine).to(values.dtype)  # (B, K, T, D)
         else:
-            queries = derivatives.rotate(queries, cosine, sine, values.dtype)
-            keys = derivatives.rotate(keys, cosine, sine, values.dtype)
+            queries = products.operations.rotate(queries, cosine, sine, values.dtype)
+            keys = products.operations.rotate(keys, cosine, sine, values.dtype)
         causal = cache is None or cache.length == 0
         if cache is not None:
             keys, values = cache.append(self.layer, keys, values)
@@ -147,7 +148,7 @@ class Attention(nn.Module):
 def attend(queries: Tensor, keys: Tensor, values: Tensor, causal: bool) -> Tensor:  # each (B, H, T, D)
     products = chosen()
     if causal and products is not None and products.low is not None:
-        return derivatives.causal_attention(queries, keys, values)
+        return products.operations.causal_attention(queries, keys, values)
     return F.scaled_dot_product_attention(queries, keys, values, is_causal=causal)
 
 
@@ -162,7 +163,8 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (B, T, W)
         gate, up = linears(x, self.gate_proj.weight, self.up_proj.weight)  # (B, T, F) each
-        product = F.silu(gate) * up if chosen() is None else derivatives.swiglu(gate, up)
+        products = chosen()
+        product = F.silu(gate) * up if products is None else products.operations.swiglu(gate, up)
         return linear(product, self.down_proj.weight)
 
 

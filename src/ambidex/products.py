@@ -9,18 +9,37 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ambidex import derivatives
+
 FEW_ROWS = 32  # fewer rows than this read a weight once: casting it first would cost more than the product
+
+
+class Operations(Protocol):
+    """What is computed between products: by torch's own (`derivatives.py`) or by compiled passes (`fused/`)."""
+
+    def rms_norm(self, x: Tensor, weight: Tensor, epsilon: float) -> Tensor: ...
+
+    def rotate(self, x: Tensor, cosine: Tensor, sine: Tensor, dtype: torch.dtype) -> Tensor: ...
+
+    def swiglu(self, gate: Tensor, up: Tensor) -> Tensor: ...
+
+    def causal_attention(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor: ...
+
+    def cross_entropy(
+        self, logits: Tensor, targets: Tensor, ignored: int, learning: bool, again: Callable[[Tensor], Tensor]
+    ) -> Tensor: ...
 
 
 @dataclass(frozen=True)
 class Products:
     """How products are done while it is chosen: in ``low`` precision, or else exactly in fp32, by oneDNN or by default.
+    And by what ``operations`` the rest is.
 
     Weights stay fp32 and are cast once a forward pass. Copies that outlive the pass were measured and left out: they
     save one percent, and go stale when something else than our optimizer writes a weight (docs/experiments.md).
@@ -28,6 +47,7 @@ class Products:
 
     low: torch.dtype | None
     onednn: bool
+    operations: Operations = derivatives
 
 
 Listener = Callable[[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]], None]  # x, weights, products

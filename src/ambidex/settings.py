@@ -218,6 +218,9 @@ class Settings(BaseModel):
         "auto", "auto: bf16 where the chip has it, else fp32.", numeric=True, group="machine"
     )
     compile: bool = setting(False, "Compile the model with torch.compile.", numeric=True, group="machine")
+    fused: bool = setting(
+        True, "On a CPU, compile the passes between products, where gcc is.", numeric=True, group="machine"
+    )
     threads: int = setting(0, "CPU threads of each process. 0: the cores that it may use.", numeric=False,
                            group="machine", ge=0, le=4096)  # fmt: skip
     collective_timeout: Seconds = setting(

@@ -19,9 +19,10 @@ from pathlib import Path
 
 import pytest
 from agreement_files import ROOT, read_yaml, text, tox
+from ambidex.commands import parser_of
 
 import docs_commands
-from ambidex import cli
+from ambidex import parsers
 from docs_commands import Command, all_commands, askers, inline, name, pages
 
 LEFT = [command for command in all_commands() if not command.by]
@@ -89,9 +90,9 @@ def flags(words: list[str]) -> list[str]:
 def of_ambidex(words: list[str]) -> list[str]:
     if words[1].isupper() or words[1].startswith("--"):
         return []
-    if words[1] not in cli.COMMANDS:
+    if words[1] not in parsers.COMMANDS:
         return [f"there is no command {words[1]}"]
-    parser = cli.parser_of(words[1])
+    parser = parser_of(words[1])
     known = {flag for action in parser._actions for flag in action.option_strings} | {"--help"}
     return [f"ambidex {words[1]} has no {flag}" for flag in flags(words) if flag not in known]
 

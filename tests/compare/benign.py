@@ -205,6 +205,7 @@ BENIGN = [
     Benign("torch's own clipping", replaced(optim, "gradient_norm", norm_by_torch)),
     Benign("denormals flushed to zero", with_built(lambda t: torch.set_flush_denormal(True))),
     Benign("compiled", settings={"compile": True}),
+    Benign("compiled passes between products", settings={"fused": True}),
 ]
 ENVIRONMENTS = {
     "AVX2 in torch": {"ATEN_CPU_CAPABILITY": "avx2"},

@@ -51,6 +51,7 @@ SMALL: dict[str, Any] = {
     "steps": 12, "evaluate_every": 12, "evaluation_tokens": 256, "sample_tokens": 0, "threads": 1, "device": "cpu",
     "precision": "fp32", "optimizer": "muon", "learning_rate": 1e-2, "trace": True,
     "trace_band": 0,  # a band around a curve, which no verdict looks at
+    "fused": False,
 }  # fmt: skip
 ADAMW = {"optimizer": "adamw", "learning_rate": 3e-3}
 LARGER = {"layers": 4, "width": 128, "heads": 4, "kv_heads": 2, "feed_forward": 256, "context": 64}
@@ -64,6 +65,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "larger": LARGER,
     "larger bf16": {**LARGER, **ADAMW, "precision": "bf16"},
     "micro-batches": {"micro_batch_size": 2},
+    "fused": {"fused": True},  # compiled passes between products
+    "fused bf16": {**ADAMW, "precision": "bf16", "fused": True},
     "plain": {},  # torch's own products and derivatives on both sides, see `Bench`
 }
 SEEDS = {

@@ -317,8 +317,13 @@ def test_every_setting_is_either_free_or_must_be_equal() -> None:
 
     numeric = {name for name, info in config.fields().items() if config.is_numeric(info)}
     assert set(config.fields()) >= cards.FREE
-    assert numeric & cards.FREE == {"compile", "micro_batch_size", "precision"}
-    assert set(config.fields()) - numeric == cards.FREE - {"compile", "micro_batch_size", "precision"}
+    assert numeric & cards.FREE == {"compile", "fused", "micro_batch_size", "precision"}
+    assert set(config.fields()) - numeric == cards.FREE - {
+        "compile",
+        "fused",
+        "micro_batch_size",
+        "precision",
+    }
 
 
 def test_the_floor_is_never_below_half_a_unit_in_the_last_place() -> None:

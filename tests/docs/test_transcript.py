@@ -21,11 +21,13 @@ def test_the_page_shows_what_the_script_types_and_nothing_else():
 
 
 def test_the_page_is_not_older_than_the_commands_and_the_settings():
-    from ambidex import cli, config
+    from ambidex import config, parsers
 
     alone, planned = (PAGE.read_text("utf-8").split(f"$ {typed}\n")[1].split("```")[0]
                       for typed in ("ambidex", "ambidex train --dry-run --steps 100"))  # fmt: skip
-    assert re.findall(r"^  ambidex (\w+) {2,}", alone.split("next:")[0], re.MULTILINE) == list(cli.COMMANDS)
+    assert re.findall(r"^  ambidex (\w+) {2,}", alone.split("next:")[0], re.MULTILINE) == list(
+        parsers.COMMANDS
+    )
     settings = planned.split("settings, and where each came from\n")[1]
     assert re.findall(r"^  (\w+)", settings, re.MULTILINE) == list(config.fields())
     shown = dict(re.findall(r"^  (\w+) +(\S+) +preset nano$", settings, re.MULTILINE))

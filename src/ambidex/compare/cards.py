@@ -13,7 +13,7 @@ FREE = frozenset(
     {"preset", "time", "out", "resume", "dry_run", "data", "field", "evaluate_every", "evaluation_tokens",
      "sample_every", "sample_tokens", "prompt", "save_every", "keep", "device", "threads", "tensorboard", "trace",
       "trace_states", "trace_band", "non_finite", "step_timeout", "collective_timeout",
-      "from_trace", "compile", "micro_batch_size", "precision"}
+      "from_trace", "compile", "fused", "micro_batch_size", "precision"}
 )  # fmt: skip
 
 MATTERS = (
@@ -26,6 +26,7 @@ MATTERS = (
     ("numerics.cudnn_allow_tf32", "products in a lower precision"),
     ("numerics.mkldnn", "another library for products"),
     ("numerics.cpu_capability", "other vector code: sums in another order"),
+    ("numerics.between_products", "other code between products: sums in another order"),
     ("numerics.deterministic", "sums in an order that may change"),
     ("config.micro_batch_size", "gradients are added in another order"),
     ("processes", "gradients are added in another order"),

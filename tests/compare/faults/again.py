@@ -16,11 +16,10 @@ from faults.frozen import (
     gradients,
     projection,
     scaled_backward,
-    static,
     update_of,
     weights,
 )
-from faults.planting import Fault, adamw, around, gradient, in_layer, with_built
+from faults.planting import Fault, adamw, around, backward, gradient, in_layer, with_built
 
 L0, L1 = "model.layers.0", "model.layers.1"
 
@@ -87,7 +86,7 @@ AGAIN = [
           around(model, "attend", lambda o, q, k, v, causal: o(q, k, scaled_backward(0.9999)(v), causal))),
     Fault("one column of a gradient x 0.99", "backward", f"{L1}.mlp.down_proj", gradient(f"{L1}.mlp.down_proj.weight", without_last)),
     Fault("up's derivative takes the gate's sign", "backward", f"{L1}.mlp",
-          static(derivatives._SwiGlu, "backward", lambda o, ctx, g: (o(ctx, g)[0], -o(ctx, g)[1]))),
+          backward(derivatives._SwiGlu, lambda o, ctx, g: (o(ctx, g)[0], -o(ctx, g)[1]))),
     Fault("last norm's gradient x 1.00003", "backward", "model.norm", gradient("model.norm.weight", lambda g: g * 1.00003)),
     Fault("all gradients x 1.00003", "accumulation", "", gradients(lambda n, g: g * 1.00003)),
     Fault("the whole batch counted three times", "accumulation", "",

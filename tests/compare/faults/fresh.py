@@ -19,12 +19,11 @@ from faults.frozen import (
     projection,
     scaled_backward,
     stale_linear,
-    static,
     update_of,
     weights,
     with_stale,
 )
-from faults.planting import Fault, Patch, adamw, around, gradient, with_built
+from faults.planting import Fault, Patch, adamw, around, backward, gradient, with_built
 
 L0, L1 = "model.layers.0", "model.layers.1"
 EMBEDDING = "model.embed_tokens.weight"
@@ -297,7 +296,7 @@ FRESH = [
           around(model, "attend", lambda o, *a: scaled_backward(0.99)(o(*a)))),
     Fault("gradient past attention x 0.9995", "backward", L1, with_built(attention_bypass)),
     Fault("rare tokens learn nothing", "backward", "model.embed_tokens", gradient(EMBEDDING, without_rare_rows)),
-    Fault("norms' own gradients x 0.9999", "backward", "model.norm", static(derivatives._RmsNorm, "backward", weights_part_smaller)),
+    Fault("norms' own gradients x 0.9999", "backward", "model.norm", backward(derivatives._RmsNorm, weights_part_smaller)),
     Fault("a gate's gradient, one column's sign", "backward", f"{L1}.mlp.gate_proj",
           gradient(f"{L1}.mlp.gate_proj.weight", lambda g: torch.cat([-g[:, :1], g[:, 1:]], 1))),
     Fault("a hundredth of the gradients before", "accumulation", "", around(trainer.Trainer, "accumulate", trailing), late=True),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
-from ambidex import launch, trainer
+from ambidex import derivatives, launch, trainer
+from ambidex.fused import operations
 
 Patch = pytest.MonkeyPatch
 
@@ -30,6 +32,24 @@ def around(owner: Any, name: str, change: Callable[..., Any]) -> Callable[[Patch
     def plant(patch: Patch) -> None:
         original = getattr(owner, name)
         patch.setattr(owner, name, lambda *a, **k: change(original, *a, **k))
+        if owner is derivatives:  # the compiled passes have the same operations under the same names
+            compiled = getattr(operations.Fused, name)
+            patch.setattr(operations.Fused, name, lambda self, *a: change(partial(compiled, self), *a))
+
+    return plant
+
+
+def backward(owner: type[torch.autograd.Function], change: Callable[..., Any]) -> Callable[[Patch], None]:
+    """Replace the gradients of an operation of `derivatives.py`, and of its compiled form, by ``change(original, ctx, gradient)``."""
+
+    def plant(patch: Patch) -> None:
+        original: Any = owner.backward
+        patch.setattr(owner, "backward", staticmethod(lambda *a: change(original, *a)))
+        form = getattr(operations, owner.__name__)
+        compiled: Any = form.backward  # whose first input, the passes, has no gradient
+        patch.setattr(
+            form, "backward", staticmethod(lambda *a: (None, *change(lambda *b: compiled(*b)[1:], *a)))
+        )
 
     return plant
 

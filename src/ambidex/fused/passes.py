@@ -1,0 +1,158 @@
+"""The compiled passes as functions of tensors. `operations.py` makes of them what autograd understands.
+
+Shapes in comments: N rows, W numbers of a row, B sequences, T tokens, H heads, D width of a head.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import shutil
+from ctypes import c_float, c_int, c_int64, c_void_p
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ambidex.fused.compiler import is_ours
+
+BLOCKS = 64  # as in passes.c
+_TAKES = {
+    "rms_norm": [c_void_p, c_int, c_int64, c_int64, c_void_p, c_float, c_void_p, c_int, c_void_p, c_int64, c_int64],
+    "rms_norm_back": [c_void_p, c_int, c_void_p, c_int, c_int64, c_int64, *[c_void_p] * 4, c_int64, c_int64],
+    "rotate": [c_void_p, c_int, c_void_p, c_void_p, c_void_p, c_int, *[c_int64] * 4, c_int],
+    "swiglu": [c_void_p, c_int64, c_void_p, c_int64, c_int, c_void_p, c_int64, c_int64],
+    "swiglu_back": [c_void_p, c_void_p, c_int64, c_void_p, c_int64, c_int, c_void_p, c_void_p, *[c_int64] * 3],
+    "causal_softmax": [c_void_p, c_int, c_float, *[c_int64] * 4],
+    "causal_softmax_back": [c_void_p, c_void_p, c_int, c_float, *[c_int64] * 4],
+    "cross_entropy": [c_void_p, c_int, c_void_p, c_int64, c_void_p, c_int64, c_int64, c_int],
+}  # fmt: skip
+
+
+class Passes:
+    """`passes.c`, loaded. Every method takes CPU tensors in fp32 or bf16 and raises MemoryError where it has too little."""
+
+    def __init__(self, path: Path, remove: Path | None = None) -> None:
+        """Load what `compiler.build` made, and remove the folder ``remove``. Raises OSError where it does not load."""
+        try:
+            opened = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)  # for good: see below
+            if not is_ours(os.fstat(opened)):
+                os.close(opened)
+                raise PermissionError(f"{path.name} could have been written by others")
+            with os.fdopen(opened, "rb", closefd=False) as file:
+                self.digest = hashlib.sha256(file.read()).hexdigest()[:12]
+            # By the open file, not by its name, which may by now be another's; and a number that is used again would be
+            # taken for the library loaded under it first.
+            self._library = ctypes.CDLL(f"/proc/self/fd/{opened}")
+        finally:
+            if remove is not None:
+                shutil.rmtree(remove, ignore_errors=True)
+        for name, takes in _TAKES.items():
+            getattr(self._library, name).argtypes = [*takes, c_int]
+
+    def _call(self, name: str, *arguments: object) -> None:
+        if getattr(self._library, name)(*arguments, torch.get_num_threads()):
+            raise MemoryError(f"{name}: no memory for a row")
+
+    def rms_norm(self, x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+        """x (..., W) to its norm in fp32, of the same shape, and the reciprocal roots (N,)."""
+        x, inner, stride = _grouped(x)
+        out = torch.empty(x.shape, dtype=torch.float32)
+        scales = torch.empty(x.numel() // x.shape[-1])
+        self._call("rms_norm", x.data_ptr(), _low(x), inner, stride, weight.data_ptr(), epsilon, out.data_ptr(), 0,
+                   scales.data_ptr(), len(scales), x.shape[-1])  # fmt: skip
+        return out, scales
+
+    def rms_norm_back(
+        self, gradient: Tensor, x: Tensor, weight: Tensor, scales: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The gradients by x (..., W), in its type, and by the weight (W,) in fp32."""
+        (x, inner, stride), gradient, width = _grouped(x), gradient.contiguous(), x.shape[-1]
+        by_x = torch.empty(x.shape, dtype=x.dtype)
+        sums = torch.empty(BLOCKS + 1, width)
+        self._call("rms_norm_back", gradient.data_ptr(), _low(gradient), x.data_ptr(), _low(x), inner, stride,
+                   weight.data_ptr(), scales.data_ptr(), by_x.data_ptr(), sums.data_ptr(), len(scales), width)  # fmt: skip
+        return by_x, sums[0]
+
+    def rotate(
+        self, x: Tensor, cosine: Tensor, sine: Tensor, dtype: torch.dtype, back: bool = False
+    ) -> Tensor:
+        """x (B, T, H, D) to (B, H, T, D), turned; ``back``: the gradient's way from (B, H, T, D). Tables (T, D) fp32."""
+        x = x.contiguous()
+        batch, length, heads, width = (
+            x.shape if not back else (x.shape[0], x.shape[2], x.shape[1], x.shape[3])
+        )
+        shape = (batch, length, heads, width) if back else (batch, heads, length, width)
+        turned = torch.empty(shape, dtype=dtype)
+        self._call("rotate", x.data_ptr(), _low(x), cosine.data_ptr(), sine.data_ptr(), turned.data_ptr(), _low(turned),
+                   batch, length, heads, width, back)  # fmt: skip
+        return turned
+
+    def swiglu(self, gate: Tensor, up: Tensor) -> Tensor:
+        """``silu(gate) * up``, (..., W) of one type."""
+        (gate, gate_stride), (up, up_stride) = _rows(gate), _rows(up)
+        out = torch.empty(gate.shape, dtype=gate.dtype)
+        width = gate.shape[-1]
+        self._call("swiglu", gate.data_ptr(), gate_stride, up.data_ptr(), up_stride, _low(gate), out.data_ptr(),
+                   gate.numel() // width, width)  # fmt: skip
+        return out
+
+    def swiglu_back(self, gradient: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+        """Both gradients, side by side in one piece of memory as the joined product's columns are."""
+        (gate, gate_stride), (up, up_stride), gradient = _rows(gate), _rows(up), gradient.contiguous()
+        width = gate.shape[-1]
+        joined = torch.empty((*gate.shape[:-1], 2 * width), dtype=gate.dtype)
+        by_gate, by_up = joined[..., :width], joined[..., width:]
+        self._call("swiglu_back", gradient.data_ptr(), gate.data_ptr(), gate_stride, up.data_ptr(), up_stride, _low(gate),
+                   by_gate.data_ptr(), by_up.data_ptr(), 2 * width, gate.numel() // width, width)  # fmt: skip
+        return by_gate, by_up
+
+    def causal_softmax(self, scores: Tensor, scale: float, seen: int) -> Tensor:
+        """In place, (N, rows, columns): row r becomes the softmax of ``scale`` times its first ``seen + r + 1`` columns."""
+        self._call("causal_softmax", scores.data_ptr(), _low(scores), scale, seen, *scores.shape)
+        return scores
+
+    def causal_softmax_back(self, weights: Tensor, gradient: Tensor, scale: float, seen: int) -> Tensor:
+        """In place: ``gradient`` by the weights becomes the one by the scores before they were scaled."""
+        self._call("causal_softmax_back", weights.data_ptr(), gradient.data_ptr(), _low(gradient), scale, seen,
+                   *gradient.shape)  # fmt: skip
+        return gradient
+
+    def cross_entropy(self, logits: Tensor, targets: Tensor, ignored: int, learning: bool) -> Tensor:
+        """Loss of each row (N,), fp64; ``learning``: ``logits`` (N, W) become the gradient of their sum, in place."""
+        losses = torch.empty(len(targets), dtype=torch.float64)
+        targets = targets.contiguous()
+        self._call("cross_entropy", logits.data_ptr(), _low(logits), targets.data_ptr(), ignored, losses.data_ptr(),
+                   *logits.shape, learning)  # fmt: skip
+        return losses
+
+
+def _low(x: Tensor) -> int:
+    return int(x.dtype == torch.bfloat16)
+
+
+def _rows(x: Tensor) -> tuple[Tensor, int]:
+    """x (..., W) and the distance between its rows: a slice of the last dimension needs no copy."""
+    return (x, _stride(x)) if _stride(x) else (x.contiguous(), x.shape[-1])
+
+
+def _stride(x: Tensor) -> int:
+    """The one distance between all rows of x, or 0 where there is none."""
+    if x.stride(-1) != 1 or x.ndim < 2:
+        return 0
+    stride = x.stride(-2)
+    for dimension in range(x.ndim - 2, 0, -1):
+        if x.stride(dimension - 1) != x.stride(dimension) * x.shape[dimension]:
+            return 0
+    return stride
+
+
+def _grouped(x: Tensor) -> tuple[Tensor, int, int]:
+    """x (..., W), rows that lie next to each other, and the distance between such groups: heads inside a wider product."""
+    if stride := _stride(x):
+        return x, 1, stride
+    heads = x.ndim == 4 and x.stride(-1) == 1 and x.stride(2) == x.shape[3]
+    if heads and x.stride(0) == x.stride(1) * x.shape[1]:
+        return x, x.shape[2], x.stride(1)
+    return x.contiguous(), 1, x.shape[-1]
