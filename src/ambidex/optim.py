@@ -80,31 +80,10 @@ def orthogonalise(stack: Tensor, dtype: torch.dtype = torch.float32, iterations:
     tall = stack.shape[1] > stack.shape[2]
     x = stack.mT if tall else stack
     x = (x / (x.square().sum(dim=(1, 2), keepdim=True).sqrt() + 1e-7)).to(dtype)
-    if dtype == torch.float32 and 2 * x.shape[1] <= x.shape[2]:
-        x = _polynomial_of(x @ x.mT, iterations) @ x
-    else:
-        for _ in range(iterations):
-            gram = x @ x.mT  # (N, rows, rows)
-            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    for _ in range(iterations):
+        gram = x @ x.mT  # (N, rows, rows)
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return (x.mT if tall else x).float()
-
-
-def _polynomial_of(gram: Tensor, iterations: int) -> Tensor:
-    """The matrices P, (N, rows, rows), for which P x is what the iteration makes of x, from x's own products with itself.
-
-    Each step multiplies x by a polynomial of its Gram matrix, and so the next Gram matrix follows from this one without x:
-    small products instead of wide ones. In fp32 alone: bf16 would lose the small singular values, which stand squared here.
-    """
-    a, b, c = ORTHOGONALISATION
-    whole: Tensor | None = None
-    for left in reversed(range(iterations)):
-        step = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        step.diagonal(dim1=1, dim2=2).add_(a)
-        whole = step if whole is None else step @ whole
-        if left:
-            gram = step @ gram @ step
-    assert whole is not None
-    return whole
 
 
 class Muon:
