@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import sys
@@ -15,12 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ambidex import derivatives, engine
-from ambidex.engine import Device
+from ambidex import cli, derivatives, engine, launch
+from ambidex.cardfile import CARD
+from ambidex.device.choose import choose
+from ambidex.engine import COMPILED, TORCHS_OWN, Device
 from ambidex.fused import compiler
 from ambidex.fused.operations import Fused
 from ambidex.fused.passes import Passes
 from ambidex.products import Operations
+from tiny import train_words
 
 CPU = "this one"
 LOW = torch.bfloat16
@@ -174,11 +178,11 @@ def test_rounding_to_bf16_is_torchs(fused: Fused) -> None:
 
 
 def test_a_device_can_be_asked_for_torchs_own_and_says_which_it_took() -> None:
-    assert Device("cpu", "fp32", 1, fused=False).numerics()["between_products"] == "torch's own"
+    assert Device("cpu", "fp32", 1, fused=False).between_products() == TORCHS_OWN
     device = Device("cpu", "fp32", 1)
     assert device.products is not None
     compiled = isinstance(device.products.operations, Fused)
-    assert str(device.numerics()["between_products"]).startswith("passes " if compiled else "torch's own")
+    assert device.between_products().startswith(COMPILED if compiled else TORCHS_OWN)
     assert bool(device.why_not_fused) is not compiled
 
 
@@ -232,6 +236,73 @@ def test_a_file_that_others_may_write_is_not_loaded_even_where_it_was_swapped_in
         Passes(built.path)
 
 
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
+def test_a_damaged_file_is_not_loaded(compiled: Callable[..., compiler.Built], damage: str) -> None:
+    built = compiled()
+    assert built.path is not None
+    whole = built.path.read_bytes()
+    flipped = bytes([*whole[:9000], whole[9000] ^ 4, *whole[9001:]])
+    built.path.write_bytes({"cut": whole[:12_000], "flipped": flipped, "empty": b""}[damage])
+    with pytest.raises(OSError, match="not as it was made"):
+        Passes(built.path)
+
+
+def test_what_the_passes_do_not_know_is_refused_rather_than_read_as_something_else(fused: Fused) -> None:
+    passes = fused.passes
+    with pytest.raises(TypeError, match="float64"):
+        passes.rms_norm(torch.ones(2, 4, dtype=torch.float64), torch.ones(4), 1e-6)
+    with pytest.raises(ValueError, match="in a row"):
+        passes.rotate(torch.ones(1, 8, 1, 4), torch.ones(3, 4), torch.ones(3, 4), torch.float32)
+    with pytest.raises(IndexError, match="no class"):
+        passes.cross_entropy(torch.ones(2, 10), torch.tensor([1, 10]), -100, True)
+    with pytest.raises(ValueError, match="targets"):
+        passes.cross_entropy(torch.ones(2, 10), torch.tensor([1]), -100, True)
+
+
+def test_a_programs_default_type_changes_nothing(fused: Fused) -> None:
+    gradient = (torch.ones(2, 4), torch.ones(2, 4), torch.ones(4), torch.ones(2))
+    wanted = fused.passes.rms_norm_back(*gradient)
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = fused.passes.rms_norm_back(*gradient)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(map(torch.equal, found, wanted))
+
+
+def test_a_run_goes_on_with_what_it_began_with(
+    story: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    assert cli.main([*train_words(story, out, steps=2), "--no-fused"]) == 0
+    card = json.loads((out / CARD).read_text())
+    assert card["between_products"] == TORCHS_OWN
+    card["config"]["fused"] = True  # as the card of a version before there was a choice is read
+    del card["between_products"]
+    asked = []
+    monkeypatch.setattr(
+        launch, "Device", lambda *a, fused, **k: asked.append(fused) or Device(*a, fused=fused, **k)
+    )
+    choice = choose("cpu", "flag")
+    for between, wanted in ((None, False), (TORCHS_OWN, False), (f"{COMPILED} 0123456789ab", True)):
+        with_it = card if between is None else {**card, "between_products": between}
+        launch.prepare_device(choice, launch.settings_of(with_it), with_it)
+        assert asked[-1] is wanted
+
+
+def test_another_code_than_before_is_said(
+    story: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert cli.main(train_words(story, out, steps=2)) == 0
+    card = {**json.loads((out / CARD).read_text()), "between_products": f"{COMPILED} 0123456789ab"}
+    monkeypatch.setattr(engine, "fused_operations", lambda: (derivatives, "no C compiler is installed (gcc)"))
+    capsys.readouterr()
+    launch.prepare_device(choose("cpu", "flag"), launch.settings_of(card), card)
+    said = capsys.readouterr()
+    assert "passes 0123456789ab: the last bits may be others" in said.out + said.err
+
+
 def test_without_a_place_to_keep_it_it_is_compiled_for_this_process_alone(
     fused: Fused,
     tmp_path: Path,
@@ -266,7 +337,8 @@ def test_a_compiler_that_does_not_serve_is_named_and_training_goes_on(
 def test_without_a_compiler_it_says_so(compiled: Callable[..., compiler.Built]) -> None:
     built = compiled(CC="/no/such/compiler")
     assert built.path is None
-    assert "no C compiler" in built.why_not
+    assert "/no/such/compiler, which is not there" in built.why_not
+    assert compiler.build(None, CPU, {"CC": "gcc 'half"}).why_not.startswith("CC cannot be understood")
 
 
 def test_another_processor_or_source_is_another_name(

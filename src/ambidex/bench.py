@@ -18,7 +18,7 @@ import torch
 from ambidex import config, plan, products
 from ambidex.config import Settings
 from ambidex.device import cpu as processor
-from ambidex.engine import Device, exact_products
+from ambidex.engine import Device, exact_products, numerics
 from ambidex.errors import Exit
 from ambidex.loss import cross_entropy_sum
 from ambidex.model import LanguageModel, Shape, initialise
@@ -43,7 +43,7 @@ def run(preset: str, precision: str, threads: int, steps: int, as_json: bool) ->
         "threads": device.threads,
         "cpu": {"name": cpu.name, "isa": list(cpu.isa)},
         "torch": torch.__version__,
-        "numerics": device.numerics(),
+        "numerics": {**numerics(), "between_products": device.between_products()},
         "copy_gigabytes_per_second": copy_rate() / 1e9,
         "ceilings_gflops": ceilings,
         "step": step_apart(settings, shape, device, steps),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 import ambidex
 from ambidex.device import cpu as processor
 from ambidex.device.choose import Choice
-from ambidex.engine import Device, numerics
+from ambidex.engine import TORCHS_OWN, Device, numerics
 from ambidex.model import LanguageModel
 from ambidex.text.tokens import Tokens
 from ambidex.trainer import Trainer
@@ -38,7 +39,7 @@ def new_card(trainer: Trainer, choice: Choice) -> dict[str, Any]:
             "vocabulary_size": tokens.tokenizer.vocabulary_size,
         },
         "cpu": {"name": cpu.name, "isa": list(cpu.isa), "cores": cpu.cores, "quota": cpu.quota},
-        "numerics": trainer.device.numerics(),
+        "numerics": numerics(),
         "versions": versions(),
         **leg(trainer, choice),
     }
@@ -54,6 +55,7 @@ def leg(trainer: Trainer, choice: Choice) -> dict[str, Any]:
             "decided_by": choice.decided_by,
         },
         "threads": trainer.device.threads,
+        "between_products": trainer.device.between_products(),
         "processes": trainer.group.size,
         "build": {
             "torch": torch.__version__,
@@ -63,6 +65,14 @@ def leg(trainer: Trainer, choice: Choice) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "from_step": trainer.step,
     }
+
+
+def between_products(card: Mapping[str, Any]) -> str:
+    """Who computed what stands between products in a run's last leg; before there was a choice it was torch."""
+    legs = [card, *(leg for leg in card.get("resumes", []) if isinstance(leg, Mapping))]
+    return next(
+        (str(leg["between_products"]) for leg in reversed(legs) if "between_products" in leg), TORCHS_OWN
+    )
 
 
 def what_decides_numbers(tokens: Tokens, device: Device) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import TypeVar
@@ -29,6 +29,7 @@ from ambidex.products import Operations, Products, has_onednn_product, onednn_pr
 from ambidex.text.cache import default_cache
 
 Module = TypeVar("Module", bound=nn.Module)
+TORCHS_OWN, COMPILED = "torch's own", "passes"  # what computes between products
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -90,11 +91,10 @@ class Device:
         if self.products is not None:
             self.products = replace(self.products, low=torch.float32, onednn=False)
 
-    def numerics(self) -> dict[str, object]:
-        """Every switch that changes a result in its last bits or more, and who computes what stands between products."""
+    def between_products(self) -> str:
+        """Who computes what stands between products: torch, or which compiled passes."""
         operations = None if self.products is None else self.products.operations
-        between = f"passes {operations.passes.digest}" if isinstance(operations, Fused) else "torch's own"
-        return {**numerics(), "between_products": between}
+        return f"{COMPILED} {operations.passes.digest}" if isinstance(operations, Fused) else TORCHS_OWN
 
     def place(self, module: Module) -> Module:
         return module.to(self.torch_device)
@@ -236,14 +236,18 @@ def fused_operations() -> tuple[Operations, str]:
         place = default_cache({name: value for name, value in os.environ.items() if name != "AMBIDEX_CACHE"})
     except Problems:
         place = None  # a user without a home: compiled anew at every start
-    cpu = processor.look()
-    built = build(place, f"{cpu.name} {' '.join(cpu.isa)}", os.environ)
-    if built.path is None:
-        return derivatives, built.why_not
-    try:
-        return Fused(Passes(built.path, remove=built.folder)), ""
-    except OSError as error:
-        return derivatives, f"what was compiled does not load: {error}"
+    why = ""
+    for _ in range(2):  # what was damaged is made anew, once
+        built = build(place, processor.identity(), os.environ)
+        if built.path is None:
+            return derivatives, built.why_not
+        try:
+            return Fused(Passes(built.path, remove=built.folder)), ""
+        except OSError as error:
+            why = f"what was compiled does not load: {error}"
+            with suppress(OSError):
+                built.path.unlink()
+    return derivatives, why
 
 
 def keep_pages() -> bool:

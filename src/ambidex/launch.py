@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ambidex import plan, runs
-from ambidex.card import leg, measured, new_card, what_decides_numbers
+from ambidex.card import between_products, leg, measured, new_card, what_decides_numbers
 from ambidex.compare import tracing
 from ambidex.compare.again import raise_floor
 from ambidex.config import Resolved, Settings
@@ -26,7 +26,7 @@ from ambidex.device import cpu as processor
 from ambidex.device import image
 from ambidex.device.choose import Choice, choose
 from ambidex.device.machine import Cpu
-from ambidex.engine import PRECISIONS, Device
+from ambidex.engine import PRECISIONS, TORCHS_OWN, Device
 from ambidex.errors import Exit, Problem, Problems
 from ambidex.escaping import one_line
 from ambidex.events import event_files
@@ -221,9 +221,17 @@ def prepare_device(
         "numbers",
         f"{precision} ({why}), {threads} thread{'s' * (threads != 1)}{each} on {cpu.name or 'this CPU'}",
     )
-    device = Device(choice.name, precision, threads, fused=settings.fused)
-    if device.why_not_fused:
+    before = between_products(card) if card else ""
+    compiled = (
+        settings.fused and not settings.compile and before != TORCHS_OWN
+    )  # a run goes on with what it began with
+    device = Device(choice.name, precision, threads, fused=compiled)
+    if compiled and device.why_not_fused:
         line("passes", f"torch's own between products: {device.why_not_fused}")
+    if (now := device.between_products()) != before and before:
+        line(
+            "", f"{now} between products, before this resume {one_line(before)}: the last bits may be others"
+        )
     return device
 
 
@@ -299,7 +307,7 @@ def memory_errors_in_words(trainer: Trainer) -> AbstractContextManager[None]:
 def rebuilt(trainer: Trainer, device_name: str, precision: str) -> Trainer:
     """The same training once more, at its first step and not compiled, for the legs of `compare/`."""
     settings = trainer.settings.model_copy(update={"compile": False})
-    device = Device(device_name, precision, trainer.device.threads, fused=settings.fused)
+    device = Device(device_name, precision, trainer.device.threads, fused=trainer.device.fused)
     return build(settings, device, trainer.tokens, trainer.group)
 
 

@@ -61,7 +61,9 @@ def pieces(
         raise Problems(problems)
     choice = choose(device, asked_by)
     with cpu_guard(choice.forced_by):
-        machine = Device(choice.name, "fp32", processor.threads_for_training())
+        machine = Device(
+            choice.name, "fp32", processor.threads_for_training(), fused=False
+        )  # a token is one row
         found = trained.newest(Run(path))
         for words in found.skipped:
             print(words, file=sys.stderr)

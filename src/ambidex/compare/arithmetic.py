@@ -18,7 +18,7 @@ from ambidex.randomness import uniform
 
 LOW = (torch.float32, torch.bfloat16, torch.float16)
 RELATIVE = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}  # half a unit of 1.0
-MOVES_ONLY = {"clone", "_to_copy", "zeros_like", "empty_like", "cat", "stack", "index_select", "constant_pad_nd",
+MOVES_ONLY = {"clone", "empty", "_to_copy", "zeros_like", "empty_like", "cat", "stack", "index_select", "constant_pad_nd",
               "embedding", "repeat", "new_zeros", "new_empty", "full_like", "slice_backward", "select_backward"}  # fmt: skip
 
 SUMS = {"sum", "mean", "native_batch_norm_backward", "cudnn_batch_norm_backward", "batch_norm_backward",

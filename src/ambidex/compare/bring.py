@@ -31,7 +31,7 @@ from ambidex.compare.recorder import LOW, Recorder, array
 from ambidex.compare.stages import UPDATES
 from ambidex.compare.tracefile import Key, Leg, Table, Trace, floor_of
 from ambidex.device import cpu as processor
-from ambidex.engine import numerics
+from ambidex.engine import TORCHS_OWN, numerics
 from ambidex.errors import Exit, Problem, Problems
 from ambidex.files import replace_synced
 from ambidex.rows import METRICS
@@ -244,6 +244,7 @@ def _card(model: nn.Module, weights: str, precision: str, config: dict[str, Any]
         "threads": torch.get_num_threads(),
         "cpu": {"name": cpu.name, "isa": list(cpu.isa), "cores": cpu.cores, "quota": cpu.quota},
         "numerics": numerics(),
+        "between_products": TORCHS_OWN,
         "build": {
             "torch": torch.__version__,
             "cuda": torch.version.cuda,

@@ -26,7 +26,7 @@ MATTERS = (
     ("numerics.cudnn_allow_tf32", "products in a lower precision"),
     ("numerics.mkldnn", "another library for products"),
     ("numerics.cpu_capability", "other vector code: sums in another order"),
-    ("numerics.between_products", "other code between products: sums in another order"),
+    ("between_products", "other code between products: sums in another order"),
     ("numerics.deterministic", "sums in an order that may change"),
     ("config.micro_batch_size", "gradients are added in another order"),
     ("processes", "gradients are added in another order"),

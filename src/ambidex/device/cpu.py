@@ -43,6 +43,17 @@ def has_fast_bf16(isa: Iterable[str]) -> bool:
     return not _FAST_BF16.isdisjoint(isa)
 
 
+def identity(root: Path = Path("/")) -> str:
+    """All by which one processor differs from another to a compiler that compiles for just this one."""
+    try:
+        first = (root / "proc/cpuinfo").read_text("utf-8", "replace").split("\n\n")[0]
+    except OSError:
+        return ""
+    kept = ("vendor_id", "cpu family", "model", "model name", "flags", "Features", "CPU implementer", "CPU part",
+            "CPU variant")  # fmt: skip
+    return "\n".join(line for line in first.splitlines() if line.partition(":")[0].strip() in kept)
+
+
 def threads_for_training(cpu: Cpu | None = None) -> int:
     """Threads that a training step should use: the physical cores it may use, and no more than its quota; >=
     1.

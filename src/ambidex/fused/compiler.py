@@ -1,8 +1,8 @@
 """Compile `passes.c` for this processor, once, and keep it for this user.
 
 What is compiled is a file of this package; what is loaded is what this user's own compiler made of it: a file that is
-this user's and that nobody else can write, whoever may write to the folder around it. Where no folder can be written,
-it is compiled at every start (about a second).
+this user's, that nobody else can write, and that ends in its own hash. Where no folder can be kept for this user alone, it
+is compiled at every start (about a second).
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,9 @@ FLAGS = (
 # gcc's alone. With -O2 it would leave loops of unknown length as they are, and where it follows a constant through a
 # bound (jump threading) it computes both ways for every number: twice the time of `exponential` (gcc 12).
 OF_GCC = ("-fvect-cost-model=dynamic", "-fno-thread-jumps")
-SECONDS = 60  # that a compiler may take
+SECONDS = 600  # that a compiler may take: many, so that no busy hour decides how a run computes
+MAKING = ".making-"
+FORMAT = "code, then its sha256"
 # Run in a process of its own before anything is kept: an instruction that this machine lacks would end the process.
 CHECK = """
 import ctypes, sys
@@ -48,7 +51,8 @@ library = ctypes.CDLL(sys.argv[1])
 failed = library.rms_norm(pointer(x), 0, count(1), count(20), pointer(weight), ctypes.c_float(0), pointer(out), 0,
                           pointer(scale), count(1), count(20), 1)
 wanted = 2 * 20 / (sum(n * n for n in range(1, 21)) / 20) ** 0.5
-sys.exit(bool(failed) or abs(out[19] - wanted) > 1e-5)
+if failed or not abs(out[19] - wanted) <= 1e-5:
+    sys.exit("what was made computes something else")
 """
 
 
@@ -65,27 +69,53 @@ def build(cache: Path | None, processor: str, environment: Mapping[str, str]) ->
     """The compiled passes, from ``cache`` where they are there already; ``processor`` tells machines apart that share it."""
     if not sys.platform.startswith("linux"):
         return Built(None, "they are only for Linux so far")
-    compiler = find_compiler(environment)
+    try:
+        compiler = find_compiler(environment)
+    except ValueError as error:
+        return Built(None, f"CC cannot be understood: {error}")
     if not compiler:
-        return Built(None, "no C compiler is installed (gcc)")
+        asked = environment.get("CC", "").strip()
+        return Built(
+            None, f"CC names {asked}, which is not there" if asked else "no C compiler is installed (gcc)"
+        )
     threads = loaded_openmp()
     if threads is None:
         return Built(None, "this torch has no OpenMP whose threads could be shared")
+    name = f"passes-{key(compiler, processor, threads)}.so"
     try:
-        name = f"passes-{key(compiler, processor, threads)}.so"
-        folder, kept = place_for(cache)
-        found = folder / name
-        if not is_own(found):
-            make(compiler, threads, folder, found)
-        return Built(found, folder=None if kept else folder)
+        for place in (cache, None):
+            if found := kept_or_made(place, name, compiler, threads):
+                return found
     except subprocess.TimeoutExpired:
         return Built(None, f"{compiler[0]} took more than {SECONDS} seconds")
-    except (OSError, subprocess.CalledProcessError) as error:
-        said = getattr(error, "stderr", "") or str(error)
-        return Built(
-            None,
-            f"{compiler[0]} could not make them: {said.strip().splitlines()[-1] if said.strip() else error}",
-        )
+    except (OSError, ValueError, subprocess.CalledProcessError) as error:
+        return Built(None, f"{compiler[0]} could not make them: {words_of(error)}")
+    return Built(None, "no folder here keeps whose a file is")
+
+
+def kept_or_made(cache: Path | None, name: str, compiler: list[str], threads: Path) -> Built | None:
+    """The compiled passes in ``cache``, or in a folder of this process's own; None where a file's owner is not kept."""
+    folder, kept = place_for(cache)
+    found = folder / name
+    good = False
+    try:
+        if not is_own(found):
+            make(compiler, threads, folder, found)
+        good = is_own(found)  # not on a file system that knows no owners: FAT, some network's
+    finally:
+        if not good and not kept:
+            shutil.rmtree(folder, ignore_errors=True)
+    return Built(found, folder=None if kept else folder) if good else None
+
+
+def words_of(error: Exception) -> str:
+    """One line that says what was wrong: a compiler's own, where it has one."""
+    said = (getattr(error, "stderr", None) or "").strip().splitlines()
+    if said:
+        return next((line for line in said if re.search(r"\berror\b", line)), said[-1]).strip()
+    if isinstance(error, subprocess.CalledProcessError):
+        return f"{Path(error.cmd[0]).name} ended in {error.returncode}"
+    return str(error)
 
 
 def find_compiler(environment: Mapping[str, str]) -> list[str]:
@@ -103,26 +133,17 @@ def loaded_openmp() -> Path | None:
         maps = Path("/proc/self/maps").read_text("utf-8", "replace")
     except OSError:
         return None
-    found = re.search(r"^\S+ \S+ \S+ \S+ \S+ +(/.*/lib(?:g|i)omp5?[^/]*\.so[^/\n]*)$", maps, re.MULTILINE)
-    return Path(found[1]) if found else None
+    found = re.findall(r"^\S+ \S+ \S+ \S+ \S+ +(/.*/lib[gi]?omp5?[^/]*\.so[^/\n]*)$", maps, re.MULTILINE)
+    torchs = [
+        path for path in found if "/torch/" in path or "/torch.libs/" in path
+    ]  # other packages bring one too
+    return Path((torchs or found)[0]) if found else None
 
 
 def key(compiler: list[str], processor: str, threads: Path) -> str:
-    """Of everything that the compiled bytes depend on."""
-    real = Path(compiler[0]).resolve()
-    status = real.stat()
-    parts = (
-        *compiler,
-        real,
-        status.st_size,
-        status.st_mtime_ns,
-        *FLAGS,
-        *OF_GCC,
-        processor,
-        threads,
-        SOURCE.read_text("utf-8"),
-    )
-    return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:20]
+    """Of what the compiled code depends on, but for the compiler's version: a run goes on with the code it began with."""
+    parts = (FORMAT, *compiler, *FLAGS, *OF_GCC, processor, threads.name, SOURCE.read_text("utf-8"))
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
 
 
 def place_for(cache: Path | None) -> tuple[Path, bool]:
@@ -131,9 +152,18 @@ def place_for(cache: Path | None) -> tuple[Path, bool]:
         folder = cache / "passes"
         with suppress(OSError):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if os.access(folder, os.W_OK | os.X_OK):
+            if is_ours(folder.stat(), stat.S_ISDIR) and os.access(folder, os.W_OK | os.X_OK):
+                sweep(folder)
                 return folder, True
     return Path(tempfile.mkdtemp(prefix="ambidex-passes-")), False
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a process that was killed left of its making."""
+    for left in folder.glob(f"{MAKING}*"):
+        with suppress(OSError):  # another process may be sweeping too
+            if time.time() - left.stat().st_mtime > 2 * SECONDS:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def is_own(path: Path) -> bool:
@@ -144,26 +174,36 @@ def is_own(path: Path) -> bool:
         return False
 
 
-def is_ours(status: os.stat_result) -> bool:
+def is_ours(status: os.stat_result, kind: Callable[[int], bool] = stat.S_ISREG) -> bool:
     shared = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    return stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and not shared
+    return kind(status.st_mode) and status.st_uid == os.geteuid() and not shared
 
 
 def make(compiler: list[str], threads: Path, folder: Path, to: Path) -> None:
     """Compile, try in another process, and move into place. Raises CalledProcessError, TimeoutExpired or OSError."""
-    with tempfile.TemporaryDirectory(prefix=".making-", dir=folder) as place:
+    with tempfile.TemporaryDirectory(prefix=MAKING, dir=folder) as place:
         compiled, linked = Path(place, "passes.o"), Path(place, "passes.so")
         try:
             run([*compiler, *FLAGS, *OF_GCC, "-c", str(SOURCE), "-o", str(compiled)])
-        except subprocess.CalledProcessError:
+        except subprocess.CalledProcessError as error:
+            if not any(flag.partition("=")[0] in error.stderr for flag in OF_GCC):
+                raise  # nothing that another compiler would not know: a full disk, say
             run([*compiler, *FLAGS, "-c", str(SOURCE), "-o", str(compiled)])
         # By the very file that torch loaded, not by -fopenmp, which would bring the compiler's own.
         run([*compiler, "-shared", str(compiled), str(threads), "-lm", "-o", str(linked)])
-        run([sys.executable, "-I", "-c", CHECK, str(linked)], LD_LIBRARY_PATH=str(threads.parent))
+        libraries = [str(threads.parent), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
+        run(
+            [sys.executable or "python3", "-I", "-c", CHECK, str(linked)],
+            LD_LIBRARY_PATH=os.pathsep.join(libraries),
+        )
         linked.chmod(0o700)
+        with linked.open("r+b") as file:  # what is loaded later is held against its own end first
+            file.write(hashlib.sha256(file.read()).digest())
+            file.flush()
+            os.fsync(file.fileno())
         linked.replace(to)
 
 
 def run(command: list[str], **environment: str) -> None:
-    subprocess.run(command, check=True, capture_output=True, text=True, timeout=SECONDS, env={**os.environ, **environment},
-                   stdin=subprocess.DEVNULL)  # fmt: skip
+    subprocess.run(command, check=True, capture_output=True, encoding="utf-8", errors="replace", timeout=SECONDS,
+                   env={**os.environ, **environment}, stdin=subprocess.DEVNULL)  # fmt: skip

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ambidex.fused.passes import Passes
 
@@ -59,6 +60,7 @@ class _RmsNorm(torch.autograd.Function):
         return normed
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, scales = ctx.saved_tensors
         return None, *ctx.passes.rms_norm_back(gradient, x, weight, scales), None
@@ -74,6 +76,7 @@ class _Rotate(torch.autograd.Function):
         return passes.rotate(x, cosine, sine, dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         cosine, sine = ctx.saved_tensors
         return None, ctx.passes.rotate(gradient, cosine, sine, ctx.x_dtype, back=True), None, None, None
@@ -87,6 +90,7 @@ class _SwiGlu(torch.autograd.Function):
         return passes.swiglu(gate, up)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         return None, *ctx.passes.swiglu_back(gradient, *ctx.saved_tensors)
 
@@ -104,6 +108,7 @@ class _CausalAttention(torch.autograd.Function):
         return mixed.view(queries.shape)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v = ctx.saved_tensors
         outer = gradient.reshape(q.shape)

@@ -4,13 +4,15 @@
  *
  * A number in memory is fp32, or bf16 where the `low` beside its pointer is 1; arithmetic is fp32. Rows of a tensor lie
  * `stride` numbers apart. Nothing depends on the number of threads: a row belongs to one thread, and what is summed over
- * rows is summed in blocks that only the number of rows decides. Every function returns 0, or 1 where memory ran out. */
+ * rows is summed in blocks that only the number of rows decides. Every function returns 0, or
+ * 1 where memory ran out, and `cross_entropy` 2 where a target is no class. */
 
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
+#define FEW 32768 /* numbers that one thread has done before a second one is awake */
 #define BLOCKS 64 /* of rows, where something is summed over them */
 #define PIECE 2048 /* numbers of a long row that are taken at a time */
 #define AHEAD 16  /* bytes by which a scratch row is too long, so that none ends where the next begins */
@@ -87,7 +89,7 @@ int rms_norm(const void *x, int x_low, int64_t inner, int64_t x_stride, const fl
              int out_low, float *scales, int64_t rows, int64_t width, int threads)
 {
     int failed = 0;
-#pragma omp parallel num_threads(threads) reduction(| : failed)
+#pragma omp parallel num_threads(threads) if (rows * width > FEW) reduction(| : failed)
     {
         float *row = scratch(width);
         failed |= !row;
@@ -114,7 +116,7 @@ int rms_norm_back(const void *gradient, int gradient_low, const void *x, int x_l
                   int threads)
 {
     int failed = 0;
-#pragma omp parallel num_threads(threads) reduction(| : failed)
+#pragma omp parallel num_threads(threads) if (rows * width > FEW) reduction(| : failed)
     {
         float *unit = scratch(width), *by = scratch(width);
         failed |= !unit || !by;
@@ -157,7 +159,7 @@ int rotate(const void *from, int from_low, const float *cosine, const float *sin
 {
     int failed = 0;
     int64_t half = width / 2;
-#pragma omp parallel num_threads(threads) reduction(| : failed)
+#pragma omp parallel num_threads(threads) if (batch * length * heads * width > FEW) reduction(| : failed)
     {
         float *row = scratch(2 * width), *turned = row ? row + width : row;
         failed |= !row;
@@ -189,7 +191,7 @@ int swiglu(const void *gate, int64_t gate_stride, const void *up, int64_t up_str
            int64_t width, int threads)
 {
     int failed = 0;
-#pragma omp parallel num_threads(threads) reduction(| : failed)
+#pragma omp parallel num_threads(threads) if (rows * width > FEW) reduction(| : failed)
     {
         float *g = scratch(width), *u = scratch(width);
         failed |= !g || !u;
@@ -207,12 +209,12 @@ int swiglu(const void *gate, int64_t gate_stride, const void *up, int64_t up_str
     return failed;
 }
 
-/* Both gradients, rows by_stride apart, so that they may lie side by side as the two weights do. */
+/* Both gradients, their rows by_stride apart. */
 int swiglu_back(const void *gradient, const void *gate, int64_t gate_stride, const void *up, int64_t up_stride, int low,
                 void *by_gate, void *by_up, int64_t by_stride, int64_t rows, int64_t width, int threads)
 {
     int failed = 0;
-#pragma omp parallel num_threads(threads) reduction(| : failed)
+#pragma omp parallel num_threads(threads) if (rows * width > FEW) reduction(| : failed)
     {
         float *d = scratch(width), *g = scratch(width), *u = scratch(width);
         failed |= !d || !g || !u;
@@ -243,7 +245,7 @@ int causal_softmax(void *scores, int low, float scale, int64_t seen, int64_t mat
                    int threads)
 {
     int failed = 0;
-#pragma omp parallel num_threads(threads) reduction(| : failed)
+#pragma omp parallel num_threads(threads) if (matrices * rows * columns > FEW) reduction(| : failed)
     {
         float *row = scratch(columns);
         failed |= !row;
@@ -273,7 +275,7 @@ int causal_softmax_back(const void *weights, void *gradient, int low, float scal
                         int64_t rows, int64_t columns, int threads)
 {
     int failed = 0;
-#pragma omp parallel num_threads(threads) reduction(| : failed)
+#pragma omp parallel num_threads(threads) if (matrices * rows * columns > FEW) reduction(| : failed)
     {
         float *w = scratch(columns), *g = scratch(columns);
         failed |= !w || !g;
@@ -303,7 +305,7 @@ int cross_entropy(void *logits, int low, const int64_t *targets, int64_t ignored
                   int64_t classes, int learning, int threads)
 {
     int failed = 0;
-#pragma omp parallel num_threads(threads) reduction(| : failed)
+#pragma omp parallel num_threads(threads) if (rows * classes > FEW) reduction(| : failed)
     {
         float *row = scratch(classes);
         failed |= !row;
@@ -317,6 +319,11 @@ int cross_entropy(void *logits, int low, const int64_t *targets, int64_t ignored
                     memset(row, 0, (size_t)classes * sizeof *row);
                     store(logits, low, n * classes, row, classes);
                 }
+                continue;
+            }
+            if (target < 0 || target >= classes) {
+                failed |= 2;
+                losses[n] = NAN;
                 continue;
             }
             float most = -INFINITY, sum = 0;

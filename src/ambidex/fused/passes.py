@@ -9,6 +9,7 @@ import ctypes
 import hashlib
 import os
 import shutil
+from collections.abc import Sequence
 from ctypes import c_float, c_int, c_int64, c_void_p
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from torch import Tensor
 from ambidex.fused.compiler import is_ours
 
 BLOCKS = 64  # as in passes.c
+NO_MEMORY, NO_CLASS = 1, 2  # what a pass answers, as there
+HASH_BYTES = 32  # sha256, behind the code
 _TAKES = {
     "rms_norm": [c_void_p, c_int, c_int64, c_int64, c_void_p, c_float, c_void_p, c_int, c_void_p, c_int64, c_int64],
     "rms_norm_back": [c_void_p, c_int, c_void_p, c_int, c_int64, c_int64, *[c_void_p] * 4, c_int64, c_int64],
@@ -41,7 +44,12 @@ class Passes:
                 os.close(opened)
                 raise PermissionError(f"{path.name} could have been written by others")
             with os.fdopen(opened, "rb", closefd=False) as file:
-                self.digest = hashlib.sha256(file.read()).hexdigest()[:12]
+                whole = file.read()
+            code, end = whole[:-HASH_BYTES], whole[-HASH_BYTES:]
+            if hashlib.sha256(code).digest() != end:
+                os.close(opened)
+                raise OSError(f"{path.name} is not as it was made")
+            self.digest = end.hex()[:12]
             # By the open file, not by its name, which may by now be another's; and a number that is used again would be
             # taken for the library loaded under it first.
             self._library = ctypes.CDLL(f"/proc/self/fd/{opened}")
@@ -52,14 +60,18 @@ class Passes:
             getattr(self._library, name).argtypes = [*takes, c_int]
 
     def _call(self, name: str, *arguments: object) -> None:
-        if getattr(self._library, name)(*arguments, torch.get_num_threads()):
+        answer = getattr(self._library, name)(*arguments, torch.get_num_threads())
+        if answer & NO_CLASS:
+            raise IndexError("a target is no class of the logits")
+        if answer & NO_MEMORY:
             raise MemoryError(f"{name}: no memory for a row")
 
     def rms_norm(self, x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
         """x (..., W) to its norm in fp32, of the same shape, and the reciprocal roots (N,)."""
         x, inner, stride = _grouped(x)
-        out = torch.empty(x.shape, dtype=torch.float32)
-        scales = torch.empty(x.numel() // x.shape[-1])
+        _fits(weight, x.shape[-1:])
+        out = _empty(x.shape, torch.float32)
+        scales = _empty((x.numel() // x.shape[-1],), torch.float32)
         self._call("rms_norm", x.data_ptr(), _low(x), inner, stride, weight.data_ptr(), epsilon, out.data_ptr(), 0,
                    scales.data_ptr(), len(scales), x.shape[-1])  # fmt: skip
         return out, scales
@@ -69,11 +81,12 @@ class Passes:
     ) -> tuple[Tensor, Tensor]:
         """The gradients by x (..., W), in its type, and by the weight (W,) in fp32."""
         (x, inner, stride), gradient, width = _grouped(x), gradient.contiguous(), x.shape[-1]
-        by_x = torch.empty(x.shape, dtype=x.dtype)
-        sums = torch.empty(BLOCKS + 1, width)
+        _fits(weight, x.shape[-1:])
+        by_x = _empty(x.shape, x.dtype)
+        sums = _empty((BLOCKS + 1, width), torch.float32)
         self._call("rms_norm_back", gradient.data_ptr(), _low(gradient), x.data_ptr(), _low(x), inner, stride,
                    weight.data_ptr(), scales.data_ptr(), by_x.data_ptr(), sums.data_ptr(), len(scales), width)  # fmt: skip
-        return by_x, sums[0]
+        return by_x, sums[0].clone()  # or a gradient would keep all of them
 
     def rotate(
         self, x: Tensor, cosine: Tensor, sine: Tensor, dtype: torch.dtype, back: bool = False
@@ -84,7 +97,9 @@ class Passes:
             x.shape if not back else (x.shape[0], x.shape[2], x.shape[1], x.shape[3])
         )
         shape = (batch, length, heads, width) if back else (batch, heads, length, width)
-        turned = torch.empty(shape, dtype=dtype)
+        for table in (cosine, sine):
+            _fits(table, (length, width))
+        turned = _empty(shape, dtype)
         self._call("rotate", x.data_ptr(), _low(x), cosine.data_ptr(), sine.data_ptr(), turned.data_ptr(), _low(turned),
                    batch, length, heads, width, back)  # fmt: skip
         return turned
@@ -92,20 +107,22 @@ class Passes:
     def swiglu(self, gate: Tensor, up: Tensor) -> Tensor:
         """``silu(gate) * up``, (..., W) of one type."""
         (gate, gate_stride), (up, up_stride) = _rows(gate), _rows(up)
-        out = torch.empty(gate.shape, dtype=gate.dtype)
+        _same(gate, up)
+        out = _empty(gate.shape, gate.dtype)
         width = gate.shape[-1]
         self._call("swiglu", gate.data_ptr(), gate_stride, up.data_ptr(), up_stride, _low(gate), out.data_ptr(),
                    gate.numel() // width, width)  # fmt: skip
         return out
 
     def swiglu_back(self, gradient: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-        """Both gradients, side by side in one piece of memory as the joined product's columns are."""
+        """Both gradients, in the type of both."""
         (gate, gate_stride), (up, up_stride), gradient = _rows(gate), _rows(up), gradient.contiguous()
+        _same(gate, up)
+        _same(gate, gradient)
         width = gate.shape[-1]
-        joined = torch.empty((*gate.shape[:-1], 2 * width), dtype=gate.dtype)
-        by_gate, by_up = joined[..., :width], joined[..., width:]
+        by_gate, by_up = (_empty(gate.shape, gate.dtype) for _ in range(2))
         self._call("swiglu_back", gradient.data_ptr(), gate.data_ptr(), gate_stride, up.data_ptr(), up_stride, _low(gate),
-                   by_gate.data_ptr(), by_up.data_ptr(), 2 * width, gate.numel() // width, width)  # fmt: skip
+                   by_gate.data_ptr(), by_up.data_ptr(), width, gate.numel() // width, width)  # fmt: skip
         return by_gate, by_up
 
     def causal_softmax(self, scores: Tensor, scale: float, seen: int) -> Tensor:
@@ -121,7 +138,11 @@ class Passes:
 
     def cross_entropy(self, logits: Tensor, targets: Tensor, ignored: int, learning: bool) -> Tensor:
         """Loss of each row (N,), fp64; ``learning``: ``logits`` (N, W) become the gradient of their sum, in place."""
-        losses = torch.empty(len(targets), dtype=torch.float64)
+        if targets.shape != logits.shape[:1] or targets.dtype != torch.int64 or not logits.is_contiguous():
+            raise ValueError(
+                f"targets {tuple(targets.shape)} {targets.dtype} for logits {tuple(logits.shape)}"
+            )
+        losses = _empty(targets.shape, torch.float64)
         targets = targets.contiguous()
         self._call("cross_entropy", logits.data_ptr(), _low(logits), targets.data_ptr(), ignored, losses.data_ptr(),
                    *logits.shape, learning)  # fmt: skip
@@ -129,7 +150,27 @@ class Passes:
 
 
 def _low(x: Tensor) -> int:
+    """Whether x is bf16 rather than fp32. Raises TypeError for anything else: what follows is a bare pointer."""
+    if x.dtype not in (torch.float32, torch.bfloat16) or x.device.type != "cpu":
+        raise TypeError(f"compiled passes know fp32 and bf16 on a CPU, not {x.dtype} on {x.device}")
     return int(x.dtype == torch.bfloat16)
+
+
+def _empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """On the CPU and of this type, whatever the defaults of the program around us are."""
+    return torch.empty(tuple(shape), dtype=dtype, device="cpu")
+
+
+def _fits(table: Tensor, shape: Sequence[int]) -> None:
+    if tuple(table.shape) != tuple(shape) or table.dtype != torch.float32 or not table.is_contiguous():
+        raise ValueError(
+            f"{tuple(table.shape)} {table.dtype}, where fp32 numbers of {tuple(shape)} in a row are needed"
+        )
+
+
+def _same(one: Tensor, other: Tensor) -> None:
+    if one.shape != other.shape or one.dtype != other.dtype:
+        raise ValueError(f"{tuple(one.shape)} {one.dtype} beside {tuple(other.shape)} {other.dtype}")
 
 
 def _rows(x: Tensor) -> tuple[Tensor, int]:
