@@ -4,9 +4,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from ambidex.parsers import COMMANDS
 
 from ambidex import cli
+from ambidex.parsers import COMMANDS
 
 
 def test_importing_the_package_and_its_command_line_imports_no_torch():

@@ -19,10 +19,10 @@ from pathlib import Path
 
 import pytest
 from agreement_files import ROOT, read_yaml, text, tox
-from ambidex.commands import parser_of
 
 import docs_commands
 from ambidex import parsers
+from ambidex.commands import parser_of
 from docs_commands import Command, all_commands, askers, inline, name, pages
 
 LEFT = [command for command in all_commands() if not command.by]
