@@ -150,6 +150,16 @@ def test_the_line_that_the_page_writes_into_env_is_what_compose_builds_from(
     monkeypatch.delenv("BASE_IMAGE", raising=False)
     line = documented("echo BASE_IMAGE=local/python:3.11-bookworm >> .env")
     subprocess.run(["bash", "-c", line], cwd=tmp_path, check=True)
-    words = ["docker", "compose", "--env-file", tmp_path / ".env", "config", "--format", "json"]
+    words = [
+        "docker",
+        "compose",
+        "--env-file",
+        tmp_path / ".env",
+        "--profile",
+        "train",
+        "config",
+        "--format",
+        "json",
+    ]
     built = json.loads(good(ask(*words)))["services"]["train-cpu"]["build"]["args"]
     assert built["BASE_IMAGE"] == "local/python:3.11-bookworm"
