@@ -153,7 +153,7 @@ def of_compose(words: list[str]) -> list[str]:
 @functools.cache
 def help_of(program: Path) -> str:
     words = [sys.executable, str(program), "--help"]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
