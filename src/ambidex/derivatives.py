@@ -8,11 +8,12 @@ Shapes in comments: B sequences, T tokens, H heads, D width of a head.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 QUERIES = 256  # rows of attention scores held at a time
 FAINT = 1e-30  # a probability below it is near the smallest number, so its logarithm is taken from the logits
@@ -40,7 +41,24 @@ def causal_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     (docs/experiments.md). Scores are made for `QUERIES` tokens at a time and made again for the gradient, so memory
     grows with T, not with T^2.
     """
-    return _CausalAttention.apply(queries, keys, values)  # type: ignore[no-any-return,no-untyped-call]
+    return attention_by(Softmax(_weights, _weights_back), queries, keys, values)
+
+
+class Softmax(NamedTuple):
+    """How scores become weights, and gradients go back: by torch here, by compiled passes in `fused/`.
+
+    ``weights(block, keys, start)``: how much each token of a block (N, rows, D), the first of which is number ``start``,
+    takes of each of the keys (N, seen, D): (N, rows, seen). ``back(weights, gradient, scale, start)``: the gradient by the
+    products of queries and keys; it may be made in the place of the one by the weights.
+    """
+
+    weights: Callable[[Tensor, Tensor, int], Tensor]
+    back: Callable[[Tensor, Tensor, float, int], Tensor]
+
+
+def attention_by(softmax: Softmax, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """`causal_attention`, its softmax done by ``softmax``."""
+    return _CausalAttention.apply(softmax, queries, keys, values)  # type: ignore[no-any-return,no-untyped-call]
 
 
 def cross_entropy(
@@ -128,41 +146,49 @@ class _SwiGlu(torch.autograd.Function):
 
 class _CausalAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    def forward(ctx: Any, softmax: Softmax, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         q, k, v = (t.reshape(-1, *t.shape[2:]) for t in (queries, keys, values))  # (BH, T, D)
         mixed = torch.empty_like(q)
         for rows in _blocks(q.shape[1]):
-            weights = _weights(q, k, rows)  # (BH, rows, keys up to the last row)
+            weights = softmax.weights(
+                q[:, rows], k[:, : rows.stop], rows.start
+            )  # (BH, rows, keys up to the last row)
             mixed[:, rows] = weights @ v[:, : rows.stop]
+        ctx.softmax = softmax
         ctx.save_for_backward(q, k, v)
         return mixed.view(queries.shape)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+    @once_differentiable  # a softmax of compiled code is a constant to autograd
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v = ctx.saved_tensors
         outer = gradient.reshape(q.shape)
         by_q = torch.empty_like(q)
         by_k, by_v = (torch.zeros_like(t, dtype=torch.float32) for t in (k, v))
         for rows in _blocks(q.shape[1]):
             seen = slice(0, rows.stop)
-            weights = _weights(q, k, rows)
+            weights = ctx.softmax.weights(q[:, rows], k[:, seen], rows.start)
             by_v[:, seen] += weights.mT @ outer[:, rows]
             by_weights = outer[:, rows] @ v[:, seen].mT
-            by_scores = torch._softmax_backward_data(by_weights, weights, -1, weights.dtype)
-            by_scores *= q.shape[-1] ** -0.5
+            by_scores = ctx.softmax.back(weights, by_weights, q.shape[-1] ** -0.5, rows.start)
             by_q[:, rows] = by_scores @ k[:, seen]
             by_k[:, seen] += by_scores.mT @ q[:, rows]
-        return tuple(t.to(q.dtype).view(gradient.shape) for t in (by_q, by_k, by_v))
+        return None, *(t.to(q.dtype).view(gradient.shape) for t in (by_q, by_k, by_v))
 
 
 def _blocks(length: int) -> list[slice]:
     return [slice(start, min(start + QUERIES, length)) for start in range(0, length, QUERIES)]
 
 
-def _weights(q: Tensor, k: Tensor, rows: slice) -> Tensor:
-    """How much each token of a block takes of each one before: (BH, rows, up to the block's end)."""
-    block = q[:, rows]
-    hidden = torch.full((block.shape[1], rows.stop), float("-inf"), dtype=q.dtype, device=q.device)
-    hidden = hidden.triu_(rows.start + 1).expand(q.shape[0], -1, -1)
-    scores = torch.baddbmm(hidden, block, k[:, : rows.stop].mT, alpha=q.shape[-1] ** -0.5)
+def _weights(block: Tensor, keys: Tensor, start: int) -> Tensor:
+    hidden = torch.full(
+        (block.shape[1], keys.shape[1]), float("-inf"), dtype=block.dtype, device=block.device
+    )
+    hidden = hidden.triu_(start + 1).expand(block.shape[0], -1, -1)
+    scores = torch.baddbmm(hidden, block, keys.mT, alpha=block.shape[-1] ** -0.5)
     return torch.softmax(scores, dim=-1, out=scores)
+
+
+def _weights_back(weights: Tensor, gradient: Tensor, scale: float, _start: int) -> Tensor:
+    by_scores: Tensor = torch._softmax_backward_data(gradient, weights, -1, weights.dtype)
+    return by_scores.mul_(scale)

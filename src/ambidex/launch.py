@@ -221,14 +221,12 @@ def prepare_device(
         "numbers",
         f"{precision} ({why}), {threads} thread{'s' * (threads != 1)}{each} on {cpu.name or 'this CPU'}",
     )
-    before = between_products(card) if card else ""
-    compiled = (
-        settings.fused and not settings.compile and before != TORCHS_OWN
-    )  # a run goes on with what it began with
+    before = between_products(card) if card else ""  # a run goes on with what it began with
+    compiled = settings.fused and not settings.compile and before != TORCHS_OWN
     device = Device(choice.name, precision, threads, fused=compiled)
     if compiled and device.why_not_fused:
         line("passes", f"torch's own between products: {device.why_not_fused}")
-    if (now := device.between_products()) != before and before:
+    if before and (now := device.between_products()) != before:
         line(
             "", f"{now} between products, before this resume {one_line(before)}: the last bits may be others"
         )

@@ -81,8 +81,8 @@ def build(cache: Path | None, processor: str, environment: Mapping[str, str]) ->
     threads = loaded_openmp()
     if threads is None:
         return Built(None, "this torch has no OpenMP whose threads could be shared")
-    name = f"passes-{key(compiler, processor, threads)}.so"
     try:
+        name = f"passes-{key(compiler, processor, threads)}.so"
         for place in (cache, None):
             if found := kept_or_made(place, name, compiler, threads):
                 return found

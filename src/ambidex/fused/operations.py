@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ambidex.derivatives import Softmax, attention_by
 from ambidex.fused.passes import Passes
-
-QUERIES = 256  # rows of attention scores held at a time
 
 
 class Fused:
@@ -37,7 +36,10 @@ class Fused:
 
     def causal_attention(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Causal attention by plain batched products, all (B, H, T, D) of one low dtype, as in `derivatives.py`."""
-        return _CausalAttention.apply(self.passes, queries, keys, values)  # type: ignore[no-any-return,no-untyped-call]
+        return attention_by(Softmax(self._weights, self.passes.causal_softmax_back), queries, keys, values)
+
+    def _weights(self, block: Tensor, keys: Tensor, start: int) -> Tensor:
+        return self.passes.causal_softmax(block @ keys.mT, block.shape[-1] ** -0.5, start)
 
     def cross_entropy(
         self,
@@ -93,43 +95,3 @@ class _SwiGlu(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         return None, *ctx.passes.swiglu_back(gradient, *ctx.saved_tensors)
-
-
-class _CausalAttention(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, passes: Passes, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        q, k, v = (t.reshape(-1, *t.shape[2:]) for t in (queries, keys, values))  # (BH, T, D)
-        ctx.passes, ctx.scale = passes, q.shape[-1] ** -0.5
-        mixed = torch.empty_like(q)
-        for rows in _blocks(q.shape[1]):
-            weights = _weights(ctx, q, k, rows)  # (BH, rows, keys up to the last row)
-            mixed[:, rows] = weights @ v[:, : rows.stop]
-        ctx.save_for_backward(q, k, v)
-        return mixed.view(queries.shape)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v = ctx.saved_tensors
-        outer = gradient.reshape(q.shape)
-        by_q = torch.empty_like(q)
-        by_k, by_v = (torch.zeros_like(t, dtype=torch.float32) for t in (k, v))
-        for rows in _blocks(q.shape[1]):
-            seen = slice(0, rows.stop)
-            weights = _weights(ctx, q, k, rows)
-            by_v[:, seen] += weights.mT @ outer[:, rows]
-            by_weights = outer[:, rows] @ v[:, seen].mT
-            by_scores = ctx.passes.causal_softmax_back(weights, by_weights, ctx.scale, rows.start)
-            by_q[:, rows] = by_scores @ k[:, seen]
-            by_k[:, seen] += by_scores.mT @ q[:, rows]
-        return None, *(t.to(q.dtype).view(gradient.shape) for t in (by_q, by_k, by_v))
-
-
-def _blocks(length: int) -> list[slice]:
-    return [slice(start, min(start + QUERIES, length)) for start in range(0, length, QUERIES)]
-
-
-def _weights(ctx: Any, q: Tensor, k: Tensor, rows: slice) -> Tensor:
-    """How much each token of a block takes of each one before: (BH, rows, up to the block's end)."""
-    scores: Tensor = ctx.passes.causal_softmax(q[:, rows] @ k[:, : rows.stop].mT, ctx.scale, rows.start)
-    return scores
