@@ -241,7 +241,11 @@ def _machine(card: Mapping[str, Any]) -> Element:
         part = card.get(key)
         if isinstance(part, Mapping):
             rows += [[f"{key}.{short(name, 60)}", short(value)] for name, value in list(part.items())[:40]]
-    rows += [[key, short(card.get(key))] for key in ("system", "ambidex", "weights_sha256") if key in card]
+    rows += [
+        [key, short(card.get(key))]
+        for key in ("between_products", "system", "ambidex", "weights_sha256")
+        if key in card
+    ]
     if not rows:
         return section("Machine and versions", el("p", "The card does not say."), name="machine")
     return section(

@@ -48,7 +48,7 @@ floats = ctypes.c_float * 20
 x, weight, out, scale = floats(*range(1, 21)), floats(*[2] * 20), floats(), floats()
 count, pointer = ctypes.c_int64, ctypes.byref
 library = ctypes.CDLL(sys.argv[1])
-failed = library.rms_norm(pointer(x), 0, count(1), count(20), pointer(weight), ctypes.c_float(0), pointer(out), 0,
+failed = library.rms_norm(pointer(x), 0, count(1), count(20), pointer(weight), ctypes.c_float(0), pointer(out),
                           pointer(scale), count(1), count(20), 1)
 wanted = 2 * 20 / (sum(n * n for n in range(1, 21)) / 20) ** 0.5
 if failed or not abs(out[19] - wanted) <= 1e-5:

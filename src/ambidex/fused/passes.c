@@ -4,8 +4,8 @@
  *
  * A number in memory is fp32, or bf16 where the `low` beside its pointer is 1; arithmetic is fp32. Rows of a tensor lie
  * `stride` numbers apart. Nothing depends on the number of threads: a row belongs to one thread, and what is summed over
- * rows is summed in blocks that only the number of rows decides. Every function returns 0, or
- * 1 where memory ran out, and `cross_entropy` 2 where a target is no class. */
+ * rows is summed in blocks that only the number of rows decides. Every function returns 0, or 1 where memory ran out, and
+ * `cross_entropy` 2 where a target is no class. */
 
 #include <math.h>
 #include <stdint.h>
@@ -15,7 +15,6 @@
 #define FEW 32768 /* numbers that one thread has done before a second one is awake */
 #define BLOCKS 64 /* of rows, where something is summed over them */
 #define PIECE 2048 /* numbers of a long row that are taken at a time */
-#define AHEAD 16  /* bytes by which a scratch row is too long, so that none ends where the next begins */
 
 static inline float widened(uint16_t low)
 {
@@ -79,14 +78,14 @@ static inline float exponential(float x)
 
 static inline float logistic(float x) { return 1.0f / (1.0f + exponential(-x)); }
 
-static float *scratch(int64_t count) { return malloc((size_t)count * sizeof(float) + AHEAD); }
+static float *scratch(int64_t count) { return malloc((size_t)count * sizeof(float)); }
 
 static int64_t first_of(int64_t block, int64_t rows) { return block * rows / BLOCKS; }
 
 /* out = x / sqrt(mean(x^2) + epsilon) * weight; scales (rows) keeps the reciprocal root. Row n of x is row n % inner of
  * group n / inner, and groups lie x_stride numbers apart: the heads of a token inside a wider product. */
-int rms_norm(const void *x, int x_low, int64_t inner, int64_t x_stride, const float *weight, float epsilon, void *out,
-             int out_low, float *scales, int64_t rows, int64_t width, int threads)
+int rms_norm(const void *x, int x_low, int64_t inner, int64_t x_stride, const float *weight, float epsilon, float *out,
+             float *scales, int64_t rows, int64_t width, int threads)
 {
     int failed = 0;
 #pragma omp parallel num_threads(threads) if (rows * width > FEW) reduction(| : failed)
@@ -103,7 +102,7 @@ int rms_norm(const void *x, int x_low, int64_t inner, int64_t x_stride, const fl
             float scale = 1.0f / sqrtf(squares / (float)width + epsilon);
             for (int64_t i = 0; i < width; i++) row[i] = row[i] * scale * weight[i];
             scales[n] = scale;
-            store(out, out_low, n * width, row, width);
+            memcpy(out + n * width, row, (size_t)width * sizeof *out);
         }
         free(row);
     }
@@ -209,9 +208,9 @@ int swiglu(const void *gate, int64_t gate_stride, const void *up, int64_t up_str
     return failed;
 }
 
-/* Both gradients, their rows by_stride apart. */
+/* Both gradients. */
 int swiglu_back(const void *gradient, const void *gate, int64_t gate_stride, const void *up, int64_t up_stride, int low,
-                void *by_gate, void *by_up, int64_t by_stride, int64_t rows, int64_t width, int threads)
+                void *by_gate, void *by_up, int64_t rows, int64_t width, int threads)
 {
     int failed = 0;
 #pragma omp parallel num_threads(threads) if (rows * width > FEW) reduction(| : failed)
@@ -229,8 +228,8 @@ int swiglu_back(const void *gradient, const void *gate, int64_t gate_stride, con
                 u[i] = d[i] * u[i] * (share + silu * (1.0f - share));
                 g[i] = d[i] * silu;
             }
-            store(by_gate, low, n * by_stride, u, width);
-            store(by_up, low, n * by_stride, g, width);
+            store(by_gate, low, n * width, u, width);
+            store(by_up, low, n * width, g, width);
         }
         free(d);
         free(g);

@@ -22,11 +22,11 @@ BLOCKS = 64  # as in passes.c
 NO_MEMORY, NO_CLASS = 1, 2  # what a pass answers, as there
 HASH_BYTES = 32  # sha256, behind the code
 _TAKES = {
-    "rms_norm": [c_void_p, c_int, c_int64, c_int64, c_void_p, c_float, c_void_p, c_int, c_void_p, c_int64, c_int64],
+    "rms_norm": [c_void_p, c_int, c_int64, c_int64, c_void_p, c_float, c_void_p, c_void_p, c_int64, c_int64],
     "rms_norm_back": [c_void_p, c_int, c_void_p, c_int, c_int64, c_int64, *[c_void_p] * 4, c_int64, c_int64],
     "rotate": [c_void_p, c_int, c_void_p, c_void_p, c_void_p, c_int, *[c_int64] * 4, c_int],
     "swiglu": [c_void_p, c_int64, c_void_p, c_int64, c_int, c_void_p, c_int64, c_int64],
-    "swiglu_back": [c_void_p, c_void_p, c_int64, c_void_p, c_int64, c_int, c_void_p, c_void_p, *[c_int64] * 3],
+    "swiglu_back": [c_void_p, c_void_p, c_int64, c_void_p, c_int64, c_int, c_void_p, c_void_p, *[c_int64] * 2],
     "causal_softmax": [c_void_p, c_int, c_float, *[c_int64] * 4],
     "causal_softmax_back": [c_void_p, c_void_p, c_int, c_float, *[c_int64] * 4],
     "cross_entropy": [c_void_p, c_int, c_void_p, c_int64, c_void_p, c_int64, c_int64, c_int],
@@ -72,7 +72,7 @@ class Passes:
         _fits(weight, x.shape[-1:])
         out = _empty(x.shape, torch.float32)
         scales = _empty((x.numel() // x.shape[-1],), torch.float32)
-        self._call("rms_norm", x.data_ptr(), _low(x), inner, stride, weight.data_ptr(), epsilon, out.data_ptr(), 0,
+        self._call("rms_norm", x.data_ptr(), _low(x), inner, stride, weight.data_ptr(), epsilon, out.data_ptr(),
                    scales.data_ptr(), len(scales), x.shape[-1])  # fmt: skip
         return out, scales
 
@@ -122,7 +122,7 @@ class Passes:
         width = gate.shape[-1]
         by_gate, by_up = (_empty(gate.shape, gate.dtype) for _ in range(2))
         self._call("swiglu_back", gradient.data_ptr(), gate.data_ptr(), gate_stride, up.data_ptr(), up_stride, _low(gate),
-                   by_gate.data_ptr(), by_up.data_ptr(), width, gate.numel() // width, width)  # fmt: skip
+                   by_gate.data_ptr(), by_up.data_ptr(), gate.numel() // width, width)  # fmt: skip
         return by_gate, by_up
 
     def causal_softmax(self, scores: Tensor, scale: float, seen: int) -> Tensor:
