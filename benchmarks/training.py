@@ -4,7 +4,8 @@ One model shape, random tokens, every contestant in a process of its own with a 
 `ours` in both precisions; `plain`, the usual PyTorch loop on the same model (eager, default allocator, AdamW
 not fused, clip_grad_norm_), in fp32 or under autocast; `transformers`, its Trainer on Qwen3ForCausalLM, where
 --transformers-python names an interpreter that has it. The first step of each is left out, the first three on a GPU.
-`--device cuda` runs all of them there, ours also compiled; the share of peak is of the fastest product of the model's
+`--device cuda` runs all of them there, ours also compiled, or with each kernel `started` by the host instead of
+replayed; on a CPU, ours with `torch`'s own operations between products. The share of peak is of the fastest product of the model's
 own shapes, measured in the same process. `--clock cpu` counts processor time instead of the wall's, for a machine that
 others use too; it means something with --threads 1 only.
 """
@@ -29,7 +30,7 @@ from typing import Any
 SOURCE = Path(__file__).parents[1] / "src"
 PRESETS = SOURCE / "ambidex" / "presets"
 CONTESTANTS = ("ours bf16", "plain fp32", "ours fp32", "transformers fp32", "transformers bf16")
-ON_REQUEST = ("ours bf16 compiled", "plain bf16")
+ON_REQUEST = ("ours bf16 compiled", "ours bf16 started", "ours bf16 torch", "plain bf16")
 NOT_COUNTED = {"cpu": 1, "cuda": 3}  # first steps, which pay for memory, threads and the choice of kernels
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 
@@ -111,7 +112,7 @@ def in_a_child(contestant: str, job: dict[str, Any], transformers_python: str) -
 
 
 def child(contestant: str, job: dict[str, Any]) -> dict[str, Any]:
-    who, precision, *compiled = contestant.split()
+    who, precision, *way = contestant.split()
     if who == "ours":  # as `ambidex train` does, before torch is imported
         from ambidex.device.cpu import spin_briefly
 
@@ -119,7 +120,7 @@ def child(contestant: str, job: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     torch.set_num_threads(job["threads"])
-    job["compiled"] = bool(compiled)
+    job["way"] = " ".join(way)
     times = {"ours": ours, "plain": plain, "transformers": by_transformers}[who](job, precision)
     counted = times[NOT_COUNTED[job["device"]] :]
     rate = job["batch_size"] * job["context"] / statistics.median(counted)
@@ -205,20 +206,33 @@ def ours(job: dict[str, Any], precision: str) -> list[float]:
     from ambidex.loss import cross_entropy_sum
     from ambidex.optim import Optimizer
 
-    device, model = Device(job["device"], precision, job["threads"]), our_model(job)
-    forward = device.compiled(model)[0] if job["compiled"] else model
+    way = job["way"]
+    device = Device(job["device"], precision, job["threads"], fused=way != "torch")
+    model = our_model(job)
+    forward = device.compiled(model)[0] if way == "compiled" else model
     optimizer = Optimizer(model, kind="adamw", betas=(0.9, 0.95), epsilon=1e-8, momentum=0.95, weight_decay=0.1,
-                          clip=1.0, products=device.muon_precision())  # fmt: skip
+                          clip=1.0, products=device.muon_precision(), norms_at_once=device.norms_at_once())  # fmt: skip
+
+    def learn(inputs: Any, targets: Any, predicted: int, scale: Any) -> Any:
+        with device.autocast():
+            loss = cross_entropy_sum(model, forward(inputs), targets) / predicted
+        (loss * scale).backward()
+        return loss.detach()
+
+    if way != "started":
+        learn = device.replayed(learn, list(model.parameters()))
 
     def step(text: Any) -> None:
-        with device.autocast():
-            loss = cross_entropy_sum(model, forward(text[:, :-1]), text[:, 1:]) / text[:, 1:].numel()
-        loss.backward()
+        inputs, targets = text[:, :-1].contiguous(), text[:, 1:].contiguous()
+        learn(inputs, targets, targets.numel(), 1.0).cpu()
         optimizer.clip_gradients()
         optimizer.step(1e-3)
         optimizer.zero_gradients()
 
-    return timed(job, step)
+    found = timed(job, step)
+    if why_not := getattr(learn, "why_not", ""):
+        print(f"not replayed: {why_not}", file=sys.stderr)
+    return found
 
 
 def plain(job: dict[str, Any], precision: str) -> list[float]:

@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -26,6 +26,7 @@ from ambidex.fused.compiler import build
 from ambidex.fused.operations import Fused
 from ambidex.fused.passes import Passes
 from ambidex.products import Operations, Products, has_onednn_product, onednn_product, using
+from ambidex.replay import Learn, Replayed
 from ambidex.text.cache import default_cache
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -102,17 +103,43 @@ class Device:
     def tensor(self, array: NDArray[np.int64]) -> Tensor:
         return torch.from_numpy(array).to(self.torch_device)
 
-    def compiled(self, module: nn.Module) -> tuple[Callable[[Tensor], Tensor], str]:
-        """The module compiled, or as it is where no compiler is there, and a line that says which."""
+    def compiled(
+        self, module: nn.Module, trial: Callable[[Callable[[Tensor], Tensor]], None] | None = None
+    ) -> tuple[Callable[[Tensor], Tensor], str]:
+        """The module compiled, or as it is where that cannot be done, and a line that says which.
+
+        ``trial`` computes something by it, as only then the compiler is called.
+        """
         compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
         if self.kind == "cpu" and shutil.which(compiler) is None:
             return (
                 module,
                 f"no: torch.compile needs {compiler}, which is not installed; training goes on without",
             )
-        self.products = None  # the compiler makes its own
+        own, self.products = self.products, None  # the compiler makes its own
         torch.use_deterministic_algorithms(True, warn_only=self.kind == "mps")
-        return torch.compile(module), "yes: the first step takes longer"
+        forward = torch.compile(module)
+        started = time.perf_counter()
+        try:
+            if trial is not None:
+                trial(forward)
+        except (
+            RuntimeError,
+            ImportError,
+            OSError,
+        ) as error:  # no Triton, a compiler without its headers, a bug
+            if _is_out_of_memory(error):
+                raise
+            self.products = own
+            return (
+                module,
+                f"no: torch.compile fails here; training goes on without ({str(error).splitlines()[0]})",
+            )
+        return forward, f"yes, in {time.perf_counter() - started:.0f} s"
+
+    def replayed(self, learn: Learn, weights: Sequence[Tensor]) -> Learn:
+        """``learn``, which adds to the gradients of ``weights``, in the form that costs the host least."""
+        return Replayed(learn, weights) if self.kind == "cuda" else learn
 
     def autocast(self) -> AbstractContextManager[object]:
         """The precision of products, and on a CPU who does them, for what is computed inside."""
@@ -125,6 +152,10 @@ class Device:
     def muon_precision(self) -> torch.dtype:
         """bf16 where the model's products are, as Muon's authors have it; else fp32."""
         return torch.bfloat16 if self.precision == "bf16" else torch.float32
+
+    def norms_at_once(self) -> bool:
+        """Whether torch's norms of many tensors in one kernel are right here and save something."""
+        return self.kind == "cuda"
 
     def loss_scale(self) -> LossScale:
         return LossScale(2.0**16, moves=True) if self.precision == "fp16" else LossScale()
@@ -172,13 +203,17 @@ class Device:
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise _out_of_memory(error, less_memory) from None
         except RuntimeError as error:
-            if not any(words in str(error) for words in _NO_MEMORY):
+            if not _is_out_of_memory(error):
                 raise
             raise _out_of_memory(error, less_memory) from None
 
 
 _NO_MEMORY = ("not enough memory", "can't allocate memory", "Cannot allocate memory", "std::bad_alloc",
               "could not create a memory", "out of memory")  # fmt: skip
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _NO_MEMORY)
 
 
 def _out_of_memory(error: BaseException, less_memory: str) -> Problems:

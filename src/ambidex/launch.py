@@ -14,6 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -262,13 +263,9 @@ def build(settings: Settings, device: Device, tokens: Tokens, group: Group | Non
     optimizer = Optimizer(
         model, kind=settings.optimizer, betas=(settings.beta1, settings.beta2), epsilon=settings.epsilon,
         momentum=settings.momentum, weight_decay=settings.weight_decay, clip=settings.clip,
-        products=device.muon_precision(),
+        products=device.muon_precision(), norms_at_once=device.norms_at_once(),
     )  # fmt: skip
-    forward: Callable[[Tensor], Tensor] = model
-    if settings.compile:
-        forward, notice = device.compiled(model)
-        line("compile", notice)
-    return Trainer(
+    trainer = Trainer(
         settings,
         device,
         model,
@@ -276,11 +273,29 @@ def build(settings: Settings, device: Device, tokens: Tokens, group: Group | Non
         schedule_of(settings),
         batches,
         tokens,
-        forward,
+        model,
         device.loss_scale(),
         less,
         group=group or Group(),
     )
+    if settings.compile:
+        with device.memory_errors_in_words(less):
+            trainer.forward, notice = device.compiled(model, partial(try_out, trainer))
+        line("compile", notice)
+    # What is replayed calls no module, so a recorder would see nothing; and processes send gradients while they are made.
+    if settings.replay and not settings.trace and trainer.group.size == 1:
+        trainer.learn = device.replayed(trainer.learn_from, list(model.parameters()))
+    return trainer
+
+
+def try_out(trainer: Trainer, forward: Callable[[Tensor], Tensor]) -> None:
+    """Compute the gradients of a micro-batch by ``forward``, and forget them."""
+    trainer.forward = forward
+    nothing = trainer.device.tensor(
+        np.zeros((trainer.rows_at_once, trainer.settings.context), dtype=np.int64)
+    )
+    trainer.learn_from(nothing, nothing, nothing.numel(), trainer.scale.value)
+    trainer.optimizer.zero_gradients()
 
 
 def measure_again(path: Path, legs: int) -> None:
@@ -304,7 +319,7 @@ def memory_errors_in_words(trainer: Trainer) -> AbstractContextManager[None]:
 
 def rebuilt(trainer: Trainer, device_name: str, precision: str) -> Trainer:
     """The same training once more, at its first step and not compiled, for the legs of `compare/`."""
-    settings = trainer.settings.model_copy(update={"compile": False})
+    settings = trainer.settings.model_copy(update={"compile": False, "replay": False})
     device = Device(device_name, precision, trainer.device.threads, fused=trainer.device.fused)
     return build(settings, device, trainer.tokens, trainer.group)
 

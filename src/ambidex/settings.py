@@ -221,6 +221,12 @@ class Settings(BaseModel):
     fused: bool = setting(
         True, "On a CPU, compile the passes between products, where gcc is.", numeric=True, group="machine"
     )
+    replay: bool = setting(
+        True,
+        "On an NVIDIA GPU, record a step once and replay it as a CUDA graph.",
+        numeric=False,
+        group="machine",
+    )
     threads: int = setting(0, "CPU threads of each process. 0: the cores that it may use.", numeric=False,
                            group="machine", ge=0, le=4096)  # fmt: skip
     collective_timeout: Seconds = setting(

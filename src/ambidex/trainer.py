@@ -23,6 +23,7 @@ from ambidex.loss import IGNORED, cross_entropy_sum
 from ambidex.model import LanguageModel
 from ambidex.optim import Optimizer, Schedule
 from ambidex.parallel.group import GradientSum, Group
+from ambidex.replay import Learn
 from ambidex.rows import Row
 from ambidex.runs import Run
 from ambidex.sampling import generate
@@ -75,12 +76,14 @@ class Trainer:
     )  # of the run; saved along, in case that its file is lost
     observer: Observer = field(default_factory=Observer)
     group: Group = field(default_factory=Group)  # the processes that train together; by default one
-    _rows_at_once: int = field(init=False)  # of a forward pass, at most
+    learn: Learn = field(init=False)  # `learn_from`, or what the device made of it
+    rows_at_once: int = field(init=False)  # of a forward pass, at most
     _gradient_sum: GradientSum = field(init=False)
 
     def __post_init__(self) -> None:
+        self.learn = self.learn_from
         share = self.group.most_rows(self.settings.batch_size)
-        self._rows_at_once = min(self.settings.micro_batch_size or share, share)
+        self.rows_at_once = min(self.settings.micro_batch_size or share, share)
         self._gradient_sum = self.group.gradient_sum(self.model)
 
     def update(self) -> Row:
@@ -120,26 +123,33 @@ class Trainer:
         processes, gives the same gradient.
         """
         rows = self.group.rows(len(inputs))
-        parts = -(-(rows.stop - rows.start) // self._rows_at_once)
+        parts = -(-(rows.stop - rows.start) // self.rows_at_once)
         total = torch.zeros((), dtype=torch.float64)
         with self._gradient_sum.over(parts):
             for some_inputs, some_targets in zip(
                 np.array_split(inputs[rows], parts), np.array_split(targets[rows], parts)
             ):
-                with self.device.autocast():
-                    hidden = self.forward(self.device.tensor(some_inputs))  # (micro-batch, context, width)
-                    summed = cross_entropy_sum(self.model, hidden, self.device.tensor(some_targets))
-                    loss = summed / targets.size
-                (loss * self.scale.value).backward()  # type: ignore[no-untyped-call]
-                total += loss.detach().cpu().double()
+                here = self.device.tensor(some_inputs), self.device.tensor(some_targets)
+                total += self.learn(*here, targets.size, self.scale.value).cpu().double()
         return self.group.sums(float(total))[0]
+
+    def learn_from(self, inputs: Tensor, targets: Tensor, predicted: int, scale: float | Tensor) -> Tensor:
+        """Add the gradients of a micro-batch, (micro-batch, context), and return its part of the loss.
+
+        ``predicted`` is the tokens of the whole batch; ``scale`` makes gradients larger, and not the loss.
+        """
+        with self.device.autocast():
+            hidden = self.forward(inputs)  # (micro-batch, context, width)
+            loss = cross_entropy_sum(self.model, hidden, targets) / predicted
+        (loss * scale).backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
 
     @torch.no_grad()
     def evaluate(self, limit_tokens: int = 0) -> float:
         """Mean loss in nats per token over the held-out text, or over ``limit_tokens`` of it spread evenly."""
         started = time.perf_counter()
         total, counted = 0.0, 0
-        rows = min(4 * self._rows_at_once, max(self._rows_at_once, EVALUATED // self.settings.context))
+        rows = min(4 * self.rows_at_once, max(self.rows_at_once, EVALUATED // self.settings.context))
         batches = validation_batches(self.tokens, self.settings.context, rows, limit_tokens)
         for inputs, targets in self.group.turns(batches):
             with self.device.autocast():

@@ -13,7 +13,7 @@ FREE = frozenset(
     {"preset", "time", "out", "resume", "dry_run", "data", "field", "evaluate_every", "evaluation_tokens",
      "sample_every", "sample_tokens", "prompt", "save_every", "keep", "device", "threads", "tensorboard", "trace",
       "trace_states", "trace_band", "non_finite", "step_timeout", "collective_timeout",
-      "from_trace", "compile", "fused", "micro_batch_size", "precision"}
+      "from_trace", "compile", "fused", "replay", "micro_batch_size", "precision"}
 )  # fmt: skip
 
 MATTERS = (

@@ -1,0 +1,113 @@
+"""A micro-batch's work on an NVIDIA GPU, recorded once and from then on started as a whole: a CUDA graph.
+
+A step of a small model is some two thousand kernels, and the host starts them more slowly than the GPU computes them.
+A replay is the same kernels on the same memory, so the same bits; what it saves is the host's time for each.
+https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# inputs and targets (B, T), the tokens that the loss is a mean over, the loss scale -> this part's loss; adds gradients
+Learn = Callable[[Tensor, Tensor, int, "float | Tensor"], Tensor]
+WARM_UPS = 2  # libraries make their handles and workspaces at first use, which cannot be recorded
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A graph with the memory that it reads and writes. ``gradients``: one for each weight, None where it has none."""
+
+    graph: torch.cuda.CUDAGraph
+    inputs: Tensor
+    targets: Tensor
+    scale: Tensor
+    loss: Tensor
+    gradients: list[Tensor | None]
+
+
+class Replayed:
+    """``learn``, replayed. Where it cannot be recorded it is called as it is, and ``why_not`` says why."""
+
+    def __init__(self, learn: Learn, weights: Sequence[Tensor]) -> None:
+        self._learn, self._weights = learn, list(weights)
+        self._recordings: dict[
+            tuple[tuple[int, ...], int], Recording
+        ] = {}  # by batch shape and tokens of the mean
+        self.why_not = ""
+
+    def __call__(self, inputs: Tensor, targets: Tensor, predicted: int, scale: float | Tensor) -> Tensor:
+        kind = (tuple(inputs.shape), predicted)
+        if not self.why_not and kind not in self._recordings:
+            self._record(kind, inputs, targets, scale)
+        if kind not in self._recordings:
+            return self._learn(inputs, targets, predicted, scale)
+        recording = self._recordings[kind]
+        before = [_apart(weight.grad, made) for weight, made in zip(self._weights, recording.gradients)]
+        recording.inputs.copy_(inputs)
+        recording.targets.copy_(targets)
+        recording.scale.fill_(scale)
+        recording.graph.replay()
+        for weight, earlier, made in zip(self._weights, before, recording.gradients):
+            weight.grad = made if earlier is None else earlier if made is None else earlier.add_(made)
+        return recording.loss
+
+    def _record(
+        self, kind: tuple[tuple[int, ...], int], inputs: Tensor, targets: Tensor, scale: float | Tensor
+    ) -> None:
+        earlier = [weight.grad for weight in self._weights]
+        given = inputs.clone(), targets.clone(), torch.full((), float(scale), device=inputs.device)
+        stream = torch.cuda.Stream(inputs.device)  # type: ignore[no-untyped-call]
+        try:
+            stream.wait_stream(torch.cuda.current_stream(inputs.device))
+            with torch.cuda.stream(stream):
+                for _ in range(WARM_UPS):
+                    self._forget_gradients()
+                    self._learn(given[0], given[1], kind[1], given[2])
+                self._forget_gradients()
+            torch.cuda.current_stream(inputs.device).wait_stream(stream)
+            self._recordings[kind] = self._captured(given, kind[1])
+        except _NotRecordedError as error:
+            self.why_not = str(error)
+            self._recordings.clear()
+            with suppress(RuntimeError):
+                torch.cuda.empty_cache()
+        finally:
+            for weight, gradient in zip(self._weights, earlier):
+                weight.grad = gradient
+
+    def _captured(self, given: tuple[Tensor, Tensor, Tensor], predicted: int) -> Recording:
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        free = torch.cuda.mem_get_info()[0]
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # Other threads, a saver's or a watchdog's, may go on with theirs meanwhile.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                loss = self._learn(given[0], given[1], predicted, given[2])
+        except RuntimeError as error:  # an operation that cannot be recorded, or no memory for a second copy
+            raise _NotRecordedError(str(error).splitlines()[0]) from None
+        left = torch.cuda.mem_get_info()[0]
+        if (
+            left < free - left
+        ):  # an evaluation takes as much again, and what a graph holds is never given back
+            raise _NotRecordedError(f"it would hold {(free - left) >> 20:,} MB and leave {left >> 20:,} MB")
+        return Recording(graph, *given, loss, [weight.grad for weight in self._weights])
+
+    def _forget_gradients(self) -> None:
+        for weight in self._weights:
+            weight.grad = None
+
+
+class _NotRecordedError(Exception):
+    """Why a micro-batch cannot be recorded."""
+
+
+def _apart(gradient: Tensor | None, made: Tensor | None) -> Tensor | None:
+    """What earlier micro-batches of the step gave, in a place that the replay does not write."""
+    return gradient.clone() if gradient is not None and gradient is made else gradient
