@@ -247,3 +247,32 @@ def test_outside_of_a_choice_layers_compute_in_torchs_plain_way() -> None:
 
 def test_keeping_pages_says_whether_it_could() -> None:
     assert keep_pages() in (True, False)
+
+
+def test_a_model_that_cannot_be_compiled_here_is_trained_as_it_is_and_that_is_said(monkeypatch):
+    def compile_(module):
+        def forward(tokens):
+            raise RuntimeError("Failed to find C compiler.\nPlease specify one.")
+
+        return forward
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    monkeypatch.setenv("CXX", "true")
+    device, model = Device("cpu", "bf16", 1), torch.nn.Linear(2, 2)
+    own = device.products
+    forward, said = device.compiled(model, lambda forward: forward(torch.ones(1, 2)))
+    assert forward is model
+    assert device.products is own
+    assert "Failed to find C compiler." in said
+    assert "\n" not in said
+
+
+def test_a_trial_of_a_compiled_model_that_takes_too_much_memory_is_no_reason_to_go_on_without(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda module: module)
+    monkeypatch.setenv("CXX", "true")
+
+    def trial(forward):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        Device("cpu", "bf16", 1).compiled(torch.nn.Linear(2, 2), trial)
