@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ambidex.model import LanguageModel, Shape, initialise
-from ambidex.optim import Optimizer, Schedule, gradient_norm, orthogonalise
+from ambidex.optim import Optimizer, Schedule, gradient_norm, gradient_norm_at_once, orthogonalise
 
 SHAPE = Shape(vocabulary_size=19, layers=2, width=16, heads=2, kv_heads=1, feed_forward=24, context=8)
 
@@ -162,3 +162,8 @@ def test_the_cosine_ends_at_its_floor_and_wsd_stays_at_the_peak_until_its_end():
     wsd = Schedule("wsd", 1.0, 1000, 0.1, 0.2, 0.0)
     assert wsd.at(799) == wsd.at(100) == 1.0
     assert wsd.at(900) == pytest.approx(0.5)
+
+
+def test_the_norm_that_many_tensors_have_at_once_is_the_norm() -> None:
+    gradients = [torch.randn(300, 7), torch.zeros(3), torch.randn(5)]
+    assert float(gradient_norm_at_once(gradients)) == pytest.approx(float(gradient_norm(gradients)), rel=1e-6)

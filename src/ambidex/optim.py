@@ -42,18 +42,13 @@ class Schedule:
         return self.peak * (self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def gradient_norm(gradients: Iterable[Tensor], at_once: bool = False) -> Tensor:
-    """L2 norm over all gradients, fp64 scalar on the host. ``at_once``: by torch's norms of many tensors in one kernel.
+def gradient_norm(gradients: Iterable[Tensor]) -> Tensor:
+    """L2 norm over all gradients, fp64 scalar on the host.
 
     Not ``clip_grad_norm_``: torch's fp32 CPU ``norm`` is low by 3e-3 at 40 M elements in one tensor (torch 2.6 and
     2.13 alike). Norms of short rows, whose squares are added up in fp64, are right to 1e-7. On the host, since one
-    small copy costs less than an operation a weight, and Apple's GPUs have no fp64. CUDA's kernel for many tensors adds
-    short pieces too, and starts once instead of once a weight.
+    small copy costs less than an operation a weight, and Apple's GPUs have no fp64.
     """
-    if at_once:
-        each = [gradient.detach() for gradient in gradients]
-        if each:
-            return torch.stack(list(torch._foreach_norm(each))).cpu().double().square().sum().sqrt()
     norms = []
     for gradient in gradients:
         flat = gradient.detach().reshape(-1)
@@ -65,6 +60,12 @@ def gradient_norm(gradients: Iterable[Tensor], at_once: bool = False) -> Tensor:
     if not norms:
         return torch.zeros((), dtype=torch.float64)
     return torch.cat(norms).cpu().double().square().sum().sqrt()
+
+
+def gradient_norm_at_once(gradients: Iterable[Tensor]) -> Tensor:
+    """The same by CUDA's kernel for many tensors, which adds short pieces too, and starts once instead of once a weight."""
+    norms = torch._foreach_norm([gradient.detach() for gradient in gradients])
+    return torch.stack(list(norms)).cpu().double().square().sum().sqrt()
 
 
 ORTHOGONALISATION = (
@@ -198,7 +199,7 @@ class Optimizer:
     """AdamW for every weight, or Muon for the blocks' matrices and AdamW for the rest.
 
     Decay is decoupled (Loshchilov and Hutter, 2019) and on matrices only: shrinking a norm's scale is a prior on
-    nothing. ``products`` is the precision of Muon's own; ``norms_at_once`` is `gradient_norm`'s.
+    nothing. ``products`` is the precision of Muon's own; ``norms_at_once`` chooses `gradient_norm_at_once`.
     """
 
     def __init__(
@@ -229,7 +230,8 @@ class Optimizer:
         Returns the norm before clipping; where it is not finite the gradients are left alone.
         """
         gradients = [p.grad for p in self.named.values() if p.grad is not None]
-        norm = float(gradient_norm(gradients, self.norms_at_once)) / loss_scale
+        norm_of = gradient_norm_at_once if self.norms_at_once and gradients else gradient_norm
+        norm = float(norm_of(gradients)) / loss_scale
         factor = (self.clip / norm if 0 < self.clip < norm else 1.0) / loss_scale
         if factor != 1.0 and math.isfinite(norm):
             torch._foreach_mul_(gradients, factor)
