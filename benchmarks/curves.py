@@ -31,7 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", required=True)
+    parser.add_argument("--data", default="", help="a text; with --read it is not needed")
     parser.add_argument("--picture", type=Path, default=Path("curves.png"))
     parser.add_argument("--json", type=Path)
     parser.add_argument("--read", type=Path, help="draw what --json wrote, and train nothing")
@@ -45,9 +45,8 @@ def main() -> None:
         options.json.write_text(json.dumps(found), "utf-8")
     draw(found, options.picture)
     for name, one in found.items():
-        print(
-            f"{name}: validation loss {one['val_loss']:.4f} after {one['tokens'][-1]:,} tokens, {one['seconds'][-1]:.1f} s"
-        )
+        took = f", {one['seconds'][-1]:.1f} s" if one["seconds"] else ""
+        print(f"{name}: validation loss {one['val_loss']:.4f} after {one['tokens'][-1]:,} tokens{took}")
 
 
 def curve(name: str, data: str) -> dict[str, Any]:
@@ -101,19 +100,26 @@ def draw(found: dict[str, dict[str, Any]], picture: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
+    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4.6), sharey=True, layout="constrained")
     styles = ["-", "--", ":", "-."]
     for axis, over, words in zip(
         axes, ("tokens", "seconds"), ("characters learnt from", "seconds from the prompt")
     ):
-        for (name, one), style in zip(found.items(), styles):
-            axis.plot(one[over], smooth(one["loss"]), style, label=f"{name}: {one['val_loss']:.3f}")
+        for number, ((name, one), style) in enumerate(zip(found.items(), styles)):
+            if one[
+                over
+            ]:  # without seconds where a training ran on a machine that its numbers are not made for
+                label = f"{name}: {one['val_loss']:.3f}"
+                axis.plot(one[over], smooth(one["loss"]), style, color=f"C{number}", label=label)
         axis.axhline(1.88, linewidth=0.8, color="grey")
         axis.set_xscale("log")
         axis.set_xlabel(words)
         axis.grid(visible=True, linewidth=0.3)
     axes[0].set_ylabel(f"loss, nats a character, mean of {SMOOTHED} steps")
-    axes[0].legend(title="and validation loss at the end", fontsize="small")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=2, title="and validation loss at the end"
+    )
     figure.savefig(picture, dpi=110)
 
 
