@@ -56,6 +56,7 @@ def leg(trainer: Trainer, choice: Choice) -> dict[str, Any]:
         },
         "threads": trainer.device.threads,
         "between_products": trainer.device.between_products(),
+        "compiled": trainer.is_compiled(),
         "processes": trainer.group.size,
         "build": {
             "torch": torch.__version__,
@@ -73,6 +74,12 @@ def between_products(card: Mapping[str, Any]) -> str:
     return next(
         (str(leg["between_products"]) for leg in reversed(legs) if "between_products" in leg), TORCHS_OWN
     )
+
+
+def was_compiled(card: Mapping[str, Any]) -> bool | None:
+    """Whether the model was compiled in a run's last leg; None where its card does not say."""
+    legs = [card, *(leg for leg in card.get("resumes", []) if isinstance(leg, Mapping))]
+    return next((bool(leg["compiled"]) for leg in reversed(legs) if "compiled" in leg), None)
 
 
 def what_decides_numbers(tokens: Tokens, device: Device) -> dict[str, Any]:

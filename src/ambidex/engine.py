@@ -26,7 +26,7 @@ from ambidex.fused.compiler import build
 from ambidex.fused.operations import Fused
 from ambidex.fused.passes import Passes
 from ambidex.products import Operations, Products, has_onednn_product, onednn_product, using
-from ambidex.replay import Learn, Replayed
+from ambidex.replay import Learn, Replayed, first_line
 from ambidex.text.cache import default_cache
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -133,9 +133,13 @@ class Device:
             self.products = own
             return (
                 module,
-                f"no: torch.compile fails here; training goes on without ({str(error).splitlines()[0]})",
+                f"no: torch.compile fails here; training goes on without ({first_line(error)})",
             )
         return forward, f"yes, in {time.perf_counter() - started:.0f} s"
+
+    def gains_by_compiling(self) -> bool:
+        """Whether a preset's wish to compile is followed: on a CPU the passes and products here are faster."""
+        return self.kind == "cuda"
 
     def replayed(self, learn: Learn, weights: Sequence[Tensor]) -> Learn:
         """``learn``, which adds to the gradients of ``weights``, in the form that costs the host least."""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ambidex import plan, runs
-from ambidex.card import between_products, leg, measured, new_card, what_decides_numbers
+from ambidex.card import between_products, leg, measured, new_card, was_compiled, what_decides_numbers
 from ambidex.compare import tracing
 from ambidex.compare.again import raise_floor
 from ambidex.config import Resolved, Settings
@@ -113,7 +113,12 @@ def start(resolved: Resolved) -> Outcome:
             show_length(resolved.settings, shape, device, batches, tokens.validation_tokens)
             show_settings(resolved)
             return Outcome(run or Run(""), Exit.DONE)
-        trainer = build(resolved.settings, device, tokens, group)
+        before = was_compiled(card)  # a run goes on with what it began with
+        trainer = build(resolved.settings, device, tokens, group,
+                        compiled=before is not False and compiles(resolved, device))  # fmt: skip
+        group.agree("model", lambda: {"compiled": trainer.is_compiled()})
+        if before and not trainer.is_compiled():
+            line("", "before this resume the model was compiled: the last bits may be others")
         if resolved.settings.time and not card:
             take_time(trainer)
         show_length(trainer.settings, shape, device, batches, tokens.validation_tokens)
@@ -177,6 +182,8 @@ def carry_on(trainer: Trainer, run: Run, card: Mapping[str, Any], choice: Choice
         event_files(run, settings.tensorboard and run.writes, trainer.step),
     ):
         fit(trainer, run, stops, screen)
+    if why_not := getattr(trainer.learn, "why_not", ""):
+        line("replay", f"no: each kernel was started by the host ({why_not})")
     run.plot()
     run.write_card({**run.card, "measured": measured(trainer)})
     write_summary(trainer, run)
@@ -223,9 +230,9 @@ def prepare_device(
         f"{precision} ({why}), {threads} thread{'s' * (threads != 1)}{each} on {cpu.name or 'this CPU'}",
     )
     before = between_products(card) if card else ""  # a run goes on with what it began with
-    compiled = settings.fused and not settings.compile and before != TORCHS_OWN
+    compiled = settings.fused and before != TORCHS_OWN
     device = Device(choice.name, precision, threads, fused=compiled)
-    if compiled and device.why_not_fused:
+    if compiled and device.why_not_fused and not settings.compile:
         line("passes", f"torch's own between products: {device.why_not_fused}")
     if before and (now := device.between_products()) != before:
         line(
@@ -251,8 +258,14 @@ def batches_of(settings: Settings, tokens: Tokens) -> Batches:
     return batches
 
 
-def build(settings: Settings, device: Device, tokens: Tokens, group: Group | None = None) -> Trainer:
-    """The model with its first weights, its optimizer and its batches, at step 0."""
+def compiles(resolved: Resolved, device: Device) -> bool:
+    """Whether the model is to be compiled: where somebody asks for it; where a preset does, if it gains by it."""
+    return resolved.settings.compile and (device.gains_by_compiling() or resolved.kind("compile") != "preset")
+
+
+def build(settings: Settings, device: Device, tokens: Tokens, group: Group | None = None, *,
+          compiled: bool | None = None) -> Trainer:  # fmt: skip
+    """The model with its first weights, its optimizer and its batches, at step 0. ``compiled``: as the settings say."""
     batches = batches_of(settings, tokens)
     shape = plan.shape_of(settings, tokens.tokenizer.vocabulary_size)
     less = plan.less_memory(settings, shape, device.precision, device.free_bytes())
@@ -278,12 +291,13 @@ def build(settings: Settings, device: Device, tokens: Tokens, group: Group | Non
         less,
         group=group or Group(),
     )
-    if settings.compile:
+    if settings.compile if compiled is None else compiled:
         with device.memory_errors_in_words(less):
             trainer.forward, notice = device.compiled(model, partial(try_out, trainer))
         line("compile", notice)
     # What is replayed calls no module, so a recorder would see nothing; and processes send gradients while they are made.
-    if settings.replay and not settings.trace and trainer.group.size == 1:
+    recorded = settings.trace or settings.trace_states or settings.from_trace
+    if settings.replay and not recorded and trainer.group.size == 1:
         trainer.learn = device.replayed(trainer.learn_from, list(model.parameters()))
     return trainer
 
@@ -291,11 +305,14 @@ def build(settings: Settings, device: Device, tokens: Tokens, group: Group | Non
 def try_out(trainer: Trainer, forward: Callable[[Tensor], Tensor]) -> None:
     """Compute the gradients of a micro-batch by ``forward``, and forget them."""
     trainer.forward = forward
-    nothing = trainer.device.tensor(
-        np.zeros((trainer.rows_at_once, trainer.settings.context), dtype=np.int64)
-    )
-    trainer.learn_from(nothing, nothing, nothing.numel(), trainer.scale.value)
-    trainer.optimizer.zero_gradients()
+    share = trainer.group.most_rows(trainer.settings.batch_size)
+    rows = -(-share // -(-share // trainer.rows_at_once))  # of the first micro-batch, as `accumulate` splits
+    nothing = trainer.device.tensor(np.zeros((rows, trainer.settings.context), dtype=np.int64))
+    try:
+        trainer.learn_from(nothing, nothing, nothing.numel(), trainer.scale.value)
+    finally:
+        trainer.forward = trainer.model
+        trainer.optimizer.zero_gradients()
 
 
 def measure_again(path: Path, legs: int) -> None:
@@ -309,7 +326,8 @@ def measure_again(path: Path, legs: int) -> None:
     with cpu_guard(choice.forced_by):
         tokens = prepare_text(settings)
         check_same_text(run.card, tokens)
-        trainer = build(settings, prepare_device(choice, settings, run.card), tokens)
+        device = prepare_device(choice, settings, run.card)
+        trainer = build(settings, device, tokens, compiled=was_compiled(run.card))
         raise_floor(trainer, partial(rebuilt, trainer), path, legs)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 # inputs and targets (B, T), the tokens that the loss is a mean over, the loss scale -> this part's loss; adds gradients
 Learn = Callable[[Tensor, Tensor, int, "float | Tensor"], Tensor]
+Kind = tuple[tuple[int, ...], int]  # of a micro-batch: its shape, and the tokens of the mean
 WARM_UPS = 2  # libraries make their handles and workspaces at first use, which cannot be recorded
 
 
@@ -36,15 +37,19 @@ class Replayed:
 
     def __init__(self, learn: Learn, weights: Sequence[Tensor]) -> None:
         self._learn, self._weights = learn, list(weights)
-        self._recordings: dict[
-            tuple[tuple[int, ...], int], Recording
-        ] = {}  # by batch shape and tokens of the mean
+        self._recordings: dict[Kind, Recording] = {}
+        self._updates = 0  # of the weights, so far begun
+        self._first_in: dict[Kind, int] = {}
         self.why_not = ""
 
     def __call__(self, inputs: Tensor, targets: Tensor, predicted: int, scale: float | Tensor) -> Tensor:
         kind = (tuple(inputs.shape), predicted)
-        if not self.why_not and kind not in self._recordings:
-            self._record(kind, inputs, targets, scale)
+        self._updates += all(weight.grad is None for weight in self._weights)
+        seen_before = self._first_in.setdefault(kind, self._updates) < self._updates
+        # Not in its first update: the optimizer takes its memory in that one, and the graph may have what is left.
+        if seen_before and not self.why_not and kind not in self._recordings:
+            with torch.cuda.device(inputs.device):  # which need not be the current one
+                self._record(kind, inputs, targets, scale)
         if kind not in self._recordings:
             return self._learn(inputs, targets, predicted, scale)
         recording = self._recordings[kind]
@@ -57,9 +62,7 @@ class Replayed:
             weight.grad = made if earlier is None else earlier if made is None else earlier.add_(made)
         return recording.loss
 
-    def _record(
-        self, kind: tuple[tuple[int, ...], int], inputs: Tensor, targets: Tensor, scale: float | Tensor
-    ) -> None:
+    def _record(self, kind: Kind, inputs: Tensor, targets: Tensor, scale: float | Tensor) -> None:
         earlier = [weight.grad for weight in self._weights]
         given = inputs.clone(), targets.clone(), torch.full((), float(scale), device=inputs.device)
         stream = torch.cuda.Stream(inputs.device)  # type: ignore[no-untyped-call]
@@ -71,7 +74,7 @@ class Replayed:
                     self._learn(given[0], given[1], kind[1], given[2])
                 self._forget_gradients()
             torch.cuda.current_stream(inputs.device).wait_stream(stream)
-            self._recordings[kind] = self._captured(given, kind[1])
+            self._recordings[kind] = self._captured(stream, given, kind[1])
         except _NotRecordedError as error:
             self.why_not = str(error)
             self._recordings.clear()
@@ -81,21 +84,27 @@ class Replayed:
             for weight, gradient in zip(self._weights, earlier):
                 weight.grad = gradient
 
-    def _captured(self, given: tuple[Tensor, Tensor, Tensor], predicted: int) -> Recording:
+    def _captured(
+        self, stream: torch.cuda.Stream, given: tuple[Tensor, Tensor, Tensor], predicted: int
+    ) -> Recording:
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
         free = torch.cuda.mem_get_info()[0]
         graph = torch.cuda.CUDAGraph()
         try:
-            # Other threads, a saver's or a watchdog's, may go on with theirs meanwhile.
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            # Other threads, a saver's or a watchdog's, may go on with theirs meanwhile. The stream is entered here too, since
+            # torch's own context does not leave it where a capture fails (seen in 2.13's torch/cuda/graphs.py).
+            with (
+                torch.cuda.stream(stream),
+                torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"),
+            ):
                 loss = self._learn(given[0], given[1], predicted, given[2])
         except RuntimeError as error:  # an operation that cannot be recorded, or no memory for a second copy
-            raise _NotRecordedError(str(error).splitlines()[0]) from None
+            raise _NotRecordedError(first_line(error)) from None
         left = torch.cuda.mem_get_info()[0]
-        if (
-            left < free - left
-        ):  # an evaluation takes as much again, and what a graph holds is never given back
+        # What a graph holds is never given back; an evaluation takes as much again, and gradients may be copied once.
+        copied = sum(weight.numel() * weight.element_size() for weight in self._weights)
+        if left < free - left + copied:
             raise _NotRecordedError(f"it would hold {(free - left) >> 20:,} MB and leave {left >> 20:,} MB")
         return Recording(graph, *given, loss, [weight.grad for weight in self._weights])
 
@@ -106,6 +115,12 @@ class Replayed:
 
 class _NotRecordedError(Exception):
     """Why a micro-batch cannot be recorded."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without its name of a backend and its trace."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line for line in lines if line and not line.endswith("raised:")), type(error).__name__)
 
 
 def _apart(gradient: Tensor | None, made: Tensor | None) -> Tensor | None:

@@ -86,6 +86,9 @@ class Trainer:
         self.rows_at_once = min(self.settings.micro_batch_size or share, share)
         self._gradient_sum = self.group.gradient_sum(self.model)
 
+    def is_compiled(self) -> bool:
+        return self.forward is not self.model
+
     def update(self) -> Row:
         """One optimizer update. Raises `NotFinite` (exit 5) where loss or gradient are not finite and may not be."""
         started = time.perf_counter()

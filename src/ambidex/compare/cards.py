@@ -21,6 +21,7 @@ MATTERS = (
     ("device.name", "another device: other kernels"),
     ("build.cuda", "other GPU libraries"),
     ("config.compile", "compiled kernels round elsewhere"),
+    ("compiled", "compiled kernels round elsewhere"),
     ("numerics.float32_matmul_precision", "products in a lower precision"),
     ("numerics.cuda_allow_tf32", "products in a lower precision"),
     ("numerics.cudnn_allow_tf32", "products in a lower precision"),
