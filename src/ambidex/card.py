@@ -70,16 +70,19 @@ def leg(trainer: Trainer, choice: Choice) -> dict[str, Any]:
 
 def between_products(card: Mapping[str, Any]) -> str:
     """Who computed what stands between products in a run's last leg; before there was a choice it was torch."""
-    legs = [card, *(leg for leg in card.get("resumes", []) if isinstance(leg, Mapping))]
-    return next(
-        (str(leg["between_products"]) for leg in reversed(legs) if "between_products" in leg), TORCHS_OWN
-    )
+    return str(_last(card, "between_products", TORCHS_OWN))
 
 
 def was_compiled(card: Mapping[str, Any]) -> bool | None:
     """Whether the model was compiled in a run's last leg; None where its card does not say."""
+    said = _last(card, "compiled", None)
+    return None if said is None else bool(said)
+
+
+def _last(card: Mapping[str, Any], key: str, unsaid: Any) -> Any:
+    """What the newest leg says that says anything of ``key``."""
     legs = [card, *(leg for leg in card.get("resumes", []) if isinstance(leg, Mapping))]
-    return next((bool(leg["compiled"]) for leg in reversed(legs) if "compiled" in leg), None)
+    return next((leg[key] for leg in reversed(legs) if key in leg), unsaid)
 
 
 def what_decides_numbers(tokens: Tokens, device: Device) -> dict[str, Any]:

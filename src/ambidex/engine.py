@@ -123,18 +123,13 @@ class Device:
         try:
             if trial is not None:
                 trial(forward)
-        except (
-            RuntimeError,
-            ImportError,
-            OSError,
-        ) as error:  # no Triton, a compiler without its headers, a bug
+        # No Triton, a compiler without its headers, a bug.
+        except (RuntimeError, ImportError, OSError) as error:
             if _is_out_of_memory(error):
                 raise
             self.products = own
-            return (
-                module,
-                f"no: torch.compile fails here; training goes on without ({first_line(error)})",
-            )
+            why = first_line(error)
+            return module, f"no: torch.compile fails here; training goes on without ({why})"
         return forward, f"yes, in {time.perf_counter() - started:.0f} s"
 
     def gains_by_compiling(self) -> bool:
