@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from ambidex import derivatives, loss, products
@@ -184,6 +186,44 @@ def test_swiglus_derivative_is_the_plain_ones() -> None:
         torch.testing.assert_close(found, wanted)
 
 
+@settings(max_examples=30, deadline=None)
+@given(widths=st.lists(st.integers(1, 5), min_size=1, max_size=4), moved=st.integers(0, 5))
+def test_parts_of_one_tensor_in_their_order_are_joined_without_a_copy_and_others_as_torch_joins_them(
+    widths: list[int], moved: int
+) -> None:
+    whole = numbers(2, 3, sum(widths))
+    parts = list(torch.split(whole, widths, dim=-1))
+    joined = products.side_by_side(parts)
+    assert torch.equal(joined, whole)
+    assert joined.data_ptr() == whole.data_ptr()
+    parts = parts[moved % len(parts) :] + parts[: moved % len(parts)]
+    assert torch.equal(products.side_by_side(parts), torch.cat(parts, dim=-1))
+    parts[-1] = parts[-1].clone()
+    assert torch.equal(products.side_by_side(parts), torch.cat(parts, dim=-1))
+    halves = list(
+        whole.repeat(1, 1, 2).split(sum(widths), dim=-1)
+    )  # rows that lie further apart than both are wide
+    assert torch.equal(products.side_by_side(halves[:1]), halves[0])
+
+
+def test_a_sequence_of_one_block_keeps_its_weights_and_has_the_gradients_of_one_that_makes_them_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = []
+    softmax = derivatives.Softmax(
+        lambda *a: made.append(a) or derivatives._weights(*a), derivatives._weights_back
+    )
+    found = []
+    for queries in (8, 7):
+        monkeypatch.setattr(derivatives, "QUERIES", queries)
+        q, k, v = (numbers(1, 2, 8, 4, seed=seed).requires_grad_() for seed in range(3))
+        out = derivatives.attention_by(softmax, q, k, v)
+        found.append([out, *torch.autograd.grad(out, (q, k, v), numbers(1, 2, 8, 4, seed=9))])
+    assert len(made) == 1 + 2 * 2
+    for one, other in zip(*found):
+        torch.testing.assert_close(one, other)
+
+
 @pytest.mark.parametrize("length", [2, 31, 32, 33, 100])
 def test_attention_by_blocks_is_attention_at_every_length(
     length: int, monkeypatch: pytest.MonkeyPatch
@@ -200,7 +240,7 @@ def test_attention_by_blocks_is_attention_at_every_length(
 @pytest.mark.parametrize("shape", [(3, 16, 48), (2, 48, 16), (2, 32, 32)])
 def test_orthogonalising_in_bf16_gives_the_singular_values_of_fp32(shape: tuple[int, int, int]) -> None:
     exact, low = (
-        torch.linalg.svdvals(orthogonalise(numbers(*shape), dtype))
+        torch.linalg.svdvals(orthogonalise(numbers(*shape) / (shape[1] * shape[2]) ** 0.5, dtype).float())
         for dtype in (torch.float32, torch.bfloat16)
     )
     torch.testing.assert_close(low, exact, rtol=0, atol=0.05)

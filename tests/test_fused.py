@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ambidex import cli, derivatives, engine, launch
+from ambidex import cli, derivatives, engine, launch, optim
 from ambidex.cardfile import CARD
 from ambidex.device.choose import choose
 from ambidex.engine import COMPILED, TORCHS_OWN, Device
@@ -135,6 +135,48 @@ def test_the_loss_and_its_gradient_are_torchs_own(
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
+@given(
+    count=st.integers(1, 4),
+    rows=st.integers(1, 70),
+    columns=st.integers(1, 90),
+    keep=st.sampled_from([0.5, 0.95]),
+)
+@settings(max_examples=25, deadline=None)
+def test_muons_step_around_its_products_is_torchs_own_to_rounding(
+    fused: Fused, dtype: torch.dtype, count: int, rows: int, columns: int, keep: float
+) -> None:
+    gradients, momenta, weights = (
+        [numbers(rows, columns, seed=10 * n + k) for k in range(count)] for n in range(3)
+    )
+    found: list[list[Tensor]] = []
+    for by in (fused, optim):
+        moved, stepped = ([tensor.clone() for tensor in tensors] for tensors in (momenta, weights))
+        stack = by.directions(gradients, moved, keep, dtype)
+        by.move(stepped, numbers(count, rows, columns, dtype=dtype), 0.99, 0.1)
+        found.append([stack, *moved, *stepped])
+    alike(*found)
+
+
+def test_muons_step_around_its_products_leaves_no_element_out_of_large_matrices(fused: Fused) -> None:
+    gradients, momenta = [numbers(3, 70_001)], [torch.zeros(3, 70_001)]
+    stack = fused.directions(gradients, momenta, 0.9, torch.float32)
+    alike(
+        [stack, *momenta],
+        [optim.directions(gradients, again := [torch.zeros(3, 70_001)], 0.9, torch.float32), *again],
+    )
+    weights = [torch.zeros(3, 70_001)]
+    fused.move(weights, stack, 1.0, -1.0)
+    assert torch.equal(weights[0], stack[0])
+
+
+def test_muons_step_refuses_what_it_would_read_beyond(fused: Fused) -> None:
+    with pytest.raises(ValueError, match="needed"):
+        fused.directions([numbers(2, 3)], [numbers(2, 2)], 0.9, torch.float32)
+    with pytest.raises(ValueError, match="needed"):
+        fused.move([numbers(2, 3).double()], numbers(1, 2, 3), 1.0, 0.1)
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
 def test_any_number_of_threads_gives_the_same_bits(fused: Fused, dtype: torch.dtype) -> None:
     before = torch.get_num_threads()
     try:
@@ -144,6 +186,9 @@ def test_any_number_of_threads_gives_the_same_bits(fused: Fused, dtype: torch.dt
             passes = everything(dtype, 2, 130, 2, 24)
             del passes["attention"]  # its products are torch's
             by_threads.append([tensor for by in passes.values() for tensor in by(fused)])
+            by_threads[-1].append(
+                fused.directions([numbers(300, 200)], [numbers(300, 200, seed=1)], 0.9, dtype)
+            )
     finally:
         torch.set_num_threads(before)
     for other in by_threads[1:]:

@@ -124,7 +124,7 @@ def step_apart(settings: Settings, shape: Shape, device: Device, steps: int) -> 
     optimizer = Optimizer(
         model, kind=settings.optimizer, betas=(settings.beta1, settings.beta2), epsilon=settings.epsilon,
         momentum=settings.momentum, weight_decay=settings.weight_decay, clip=settings.clip,
-        products=device.muon_precision(),
+        products=device.muon_precision(), fused=device.muon_operations(), norms_at_once=device.norms_at_once(),
     )  # fmt: skip
     numbers = np.random.default_rng(0)
     splits = settings.batch_size // (settings.micro_batch_size or settings.batch_size)

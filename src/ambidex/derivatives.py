@@ -145,35 +145,52 @@ class _SwiGlu(torch.autograd.Function):
 
 
 class _CausalAttention(torch.autograd.Function):
+    """Where a sequence is one block its weights are kept; where it is more they are made again, or memory would grow with T^2."""
+
     @staticmethod
     def forward(ctx: Any, softmax: Softmax, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         q, k, v = (t.reshape(-1, *t.shape[2:]) for t in (queries, keys, values))  # (BH, T, D)
         mixed = torch.empty_like(q)
-        for rows in _blocks(q.shape[1]):
-            weights = softmax.weights(
-                q[:, rows], k[:, : rows.stop], rows.start
-            )  # (BH, rows, keys up to the last row)
-            mixed[:, rows] = weights @ v[:, : rows.stop]
+        blocks = _blocks(q.shape[1])
+        for rows in blocks:
+            # (BH, rows, keys up to the last row)
+            weights = softmax.weights(q[:, rows], k[:, : rows.stop], rows.start)
+            torch.bmm(weights, v[:, : rows.stop], out=mixed[:, rows])
         ctx.softmax = softmax
-        ctx.save_for_backward(q, k, v)
+        ctx.save_for_backward(q, k, v, *([weights] if len(blocks) == 1 else []))
         return mixed.view(queries.shape)
 
     @staticmethod
     @once_differentiable  # a softmax of compiled code is a constant to autograd
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v = ctx.saved_tensors
+        q, k, v, *kept = ctx.saved_tensors
         outer = gradient.reshape(q.shape)
-        by_q = torch.empty_like(q)
-        by_k, by_v = (torch.zeros_like(t, dtype=torch.float32) for t in (k, v))
-        for rows in _blocks(q.shape[1]):
-            seen = slice(0, rows.stop)
-            weights = ctx.softmax.weights(q[:, rows], k[:, seen], rows.start)
-            by_v[:, seen] += weights.mT @ outer[:, rows]
-            by_weights = outer[:, rows] @ v[:, seen].mT
-            by_scores = ctx.softmax.back(weights, by_weights, q.shape[-1] ** -0.5, rows.start)
-            by_q[:, rows] = by_scores @ k[:, seen]
-            by_k[:, seen] += by_scores.mT @ q[:, rows]
-        return None, *(t.to(q.dtype).view(gradient.shape) for t in (by_q, by_k, by_v))
+        if kept:
+            found = _attention_back(ctx.softmax, kept[0], outer, q, k, v, 0)
+        else:
+            found = torch.empty_like(q), _zeros_in_fp32(k), _zeros_in_fp32(v)
+            for rows in _blocks(q.shape[1]):
+                block, seen = q[:, rows], slice(0, rows.stop)
+                weights = ctx.softmax.weights(block, k[:, seen], rows.start)
+                by_q, by_k, by_v = _attention_back(
+                    ctx.softmax, weights, outer[:, rows], block, k[:, seen], v[:, seen], rows.start
+                )
+                found[0][:, rows] = by_q
+                found[1][:, seen] += by_k
+                found[2][:, seen] += by_v
+        return None, *(t.to(q.dtype).view(gradient.shape) for t in found)
+
+
+def _zeros_in_fp32(like: Tensor) -> Tensor:
+    return torch.zeros_like(like, dtype=torch.float32)
+
+
+def _attention_back(
+    softmax: Softmax, weights: Tensor, outer: Tensor, q: Tensor, k: Tensor, v: Tensor, start: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients by a block of queries, and its part of those by the keys and values that it sees."""
+    by_scores = softmax.back(weights, outer @ v.mT, q.shape[-1] ** -0.5, start)
+    return by_scores @ k, by_scores.mT @ q, weights.mT @ outer
 
 
 def _blocks(length: int) -> list[slice]:

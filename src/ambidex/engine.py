@@ -152,6 +152,11 @@ class Device:
         """bf16 where the model's products are, as Muon's authors have it; else fp32."""
         return torch.bfloat16 if self.precision == "bf16" else torch.float32
 
+    def muon_operations(self) -> Fused | None:
+        """What Muon computes around its products, where it is compiled."""
+        operations = None if self.products is None else self.products.operations
+        return operations if isinstance(operations, Fused) else None
+
     def norms_at_once(self) -> bool:
         """Whether torch's norms of many tensors in one kernel are right here and save something."""
         return self.kind == "cuda"

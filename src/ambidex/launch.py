@@ -276,7 +276,7 @@ def build(settings: Settings, device: Device, tokens: Tokens, group: Group | Non
     optimizer = Optimizer(
         model, kind=settings.optimizer, betas=(settings.beta1, settings.beta2), epsilon=settings.epsilon,
         momentum=settings.momentum, weight_decay=settings.weight_decay, clip=settings.clip,
-        products=device.muon_precision(), norms_at_once=device.norms_at_once(),
+        products=device.muon_precision(), fused=device.muon_operations(), norms_at_once=device.norms_at_once(),
     )  # fmt: skip
     trainer = Trainer(
         settings,

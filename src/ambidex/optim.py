@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -75,21 +76,47 @@ ORTHOGONALISATION = (
 )  # Jordan et al., "Muon", 2024: steepest at 0, not convergent to 1
 
 
+def directions(gradients: list[Tensor], momenta: list[Tensor], keep: float, dtype: torch.dtype) -> Tensor:
+    """Move ``momenta`` in place to ``keep`` of themselves and the rest of the gradients, and look ahead as Nesterov does.
+
+    All are (rows, columns) fp32. Returns (N, rows, columns) in ``dtype``, each matrix over its own norm.
+    """
+    torch._foreach_lerp_(momenta, gradients, 1 - keep)
+    stack = torch.stack(torch._foreach_lerp(gradients, momenta, keep))
+    return (stack / (stack.square().sum(dim=(1, 2), keepdim=True).sqrt() + 1e-7)).to(dtype)
+
+
 def orthogonalise(stack: Tensor, dtype: torch.dtype = torch.float32, iterations: int = 5) -> Tensor:
     """The nearest thing to an orthogonal matrix for each matrix of a stack, by a Newton-Schulz iteration.
 
-    ``stack`` is (N, rows, columns) fp32; the result has the same shape and singular values between about 0.7 and 1.2.
-    ``dtype`` is what the iteration computes in. `torch.optim.Muon` (2.9 on) always takes bf16, which many CPUs only
-    emulate; we take it where the model's own products do.
+    ``stack`` is (N, rows, columns) of norm 1 each; the result is of the same shape and has singular values between about
+    0.7 and 1.2. ``dtype`` is what the iteration computes in. `torch.optim.Muon` (2.9 on) always takes bf16, which many
+    CPUs only emulate; we take it where the model's own products do.
     """
     a, b, c = ORTHOGONALISATION
-    tall = stack.shape[1] > stack.shape[2]
-    x = stack.mT if tall else stack
-    x = (x / (x.square().sum(dim=(1, 2), keepdim=True).sqrt() + 1e-7)).to(dtype)
+    x = stack.to(dtype)
+    tall = x.shape[1] > x.shape[2]
     for _ in range(iterations):
-        gram = x @ x.mT  # (N, rows, rows)
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return (x.mT if tall else x).float()
+        gram = x.mT @ x if tall else x @ x.mT  # (N, shorter, shorter)
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, *((x, polynomial) if tall else (polynomial, x)), beta=a)
+    return x
+
+
+def move(weights: list[Tensor], updates: Tensor, keep: float, rate: float) -> None:
+    """Every weight, in place: ``keep`` times itself less ``rate`` times its part of ``updates``, (N, rows, columns)."""
+    torch._foreach_mul_(weights, keep)
+    torch._foreach_add_(weights, list(updates.to(weights[0].dtype).unbind()), alpha=-rate)
+
+
+class MuonOperations(Protocol):
+    """`directions` and `move`, in fewer passes over memory: what compiled code can do of Muon's step."""
+
+    def directions(
+        self, gradients: list[Tensor], momenta: list[Tensor], keep: float, dtype: torch.dtype
+    ) -> Tensor: ...
+
+    def move(self, weights: list[Tensor], updates: Tensor, keep: float, rate: float) -> None: ...
 
 
 class Muon:
@@ -97,6 +124,7 @@ class Muon:
 
     The update is scaled by 0.2 sqrt(max(rows, columns)), which gives it the size of AdamW's, so that one learning rate
     and one decay serve both (Liu et al., "Muon is scalable for LLM training", 2025). ``momentum`` is Nesterov's.
+    ``fused`` does what stands around the products, for fp32 weights.
     """
 
     def __init__(
@@ -105,8 +133,9 @@ class Muon:
         momentum: float,
         weight_decay: float,
         dtype: torch.dtype = torch.float32,
+        fused: MuonOperations | None = None,
     ) -> None:
-        self.named, self.dtype = dict(named), dtype
+        self.named, self.dtype, self.fused = dict(named), dtype, fused
         self.momentum, self.weight_decay = momentum, weight_decay
         self.buffers: dict[str, Tensor] = {}
         by_shape: dict[torch.Size, list[str]] = {}
@@ -121,14 +150,13 @@ class Muon:
             if not names:
                 continue
             weights: list[Tensor] = [self.named[name] for name in names]
-            gradients = [weight.grad for weight in weights]
+            gradients: list[Tensor] = [weight.grad for weight in weights]  # type: ignore[misc]
             buffers = [self._buffer(name) for name in names]
-            torch._foreach_lerp_(buffers, gradients, 1 - self.momentum)  # type: ignore[arg-type]
-            directions = torch._foreach_lerp(gradients, buffers, self.momentum)  # type: ignore[arg-type]
-            updates = orthogonalise(torch.stack(directions), self.dtype)  # (N, rows, columns)
+            fused = self.fused if weights[0].dtype == torch.float32 else None
+            prepare, finish = (fused.directions, fused.move) if fused else (directions, move)
+            updates = orthogonalise(prepare(gradients, buffers, self.momentum, self.dtype), self.dtype)
             size = 0.2 * max(weights[0].shape) ** 0.5
-            torch._foreach_mul_(weights, 1 - learning_rate * self.weight_decay)
-            torch._foreach_add_(weights, updates.unbind(), alpha=-learning_rate * size)
+            finish(weights, updates, 1 - learning_rate * self.weight_decay, learning_rate * size)
 
     def _buffer(self, name: str) -> Tensor:
         if name not in self.buffers:
@@ -199,7 +227,8 @@ class Optimizer:
     """AdamW for every weight, or Muon for the blocks' matrices and AdamW for the rest.
 
     Decay is decoupled (Loshchilov and Hutter, 2019) and on matrices only: shrinking a norm's scale is a prior on
-    nothing. ``products`` is the precision of Muon's own; ``norms_at_once`` chooses `gradient_norm_at_once`.
+    nothing. ``products`` is the precision of Muon's own, ``fused`` what else it computes by; ``norms_at_once`` chooses
+    `gradient_norm_at_once`.
     """
 
     def __init__(
@@ -213,6 +242,7 @@ class Optimizer:
         weight_decay: float,
         clip: float,
         products: torch.dtype = torch.float32,
+        fused: MuonOperations | None = None,
         norms_at_once: bool = False,
     ) -> None:
         self.norms_at_once = norms_at_once
@@ -220,7 +250,7 @@ class Optimizer:
         self.clip = clip
         self.steps_taken = 0
         inner = {n: p for n, p in self.named.items() if kind == "muon" and p.ndim == 2 and ".layers." in n}
-        self._muon = Muon(inner, momentum, weight_decay, products)
+        self._muon = Muon(inner, momentum, weight_decay, products, fused)
         rest = {name: p for name, p in self.named.items() if name not in inner}
         self._adamw = AdamW(rest, betas, epsilon, weight_decay)
 

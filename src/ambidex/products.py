@@ -5,7 +5,7 @@ Shapes in comments: N rows, K inputs, M outputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -97,7 +97,9 @@ def _multiplied(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
     if not torch.is_grad_enabled() and x.numel() < FEW_ROWS * x.shape[-1]:
         return tuple(F.linear(x.float(), weight).to(products.low) for weight in weights)
     together: Tensor = _LowProduct.apply(x, products.low, *weights)  # type: ignore[no-untyped-call]
-    return torch.split(together, [weight.shape[0] for weight in weights], dim=-1)
+    if len(weights) == 1:
+        return (together,)
+    return _Parts.apply(together, *(weight.shape[0] for weight in weights))  # type: ignore[no-any-return,no-untyped-call]
 
 
 def join(weights: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
@@ -109,6 +111,39 @@ def join(weights: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
     for part, weight in zip(torch.split(joined, [weight.shape[0] for weight in weights]), weights):
         part.copy_(weight)
     return joined
+
+
+class _Parts(torch.autograd.Function):
+    """The columns of a joined product, (..., M1 + M2 + ...): torch.split, but gradients that lie as they would be laid out stay there."""
+
+    @staticmethod
+    def forward(_ctx: Any, together: Tensor, *sizes: int) -> tuple[Tensor, ...]:
+        return torch.split(together, list(sizes), dim=-1)
+
+    @staticmethod
+    def backward(_ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return side_by_side(gradients), *(None for _ in gradients)
+
+
+def side_by_side(parts: Sequence[Tensor]) -> Tensor:
+    """`torch.cat` by the last dimension, without a copy where the parts are columns of one tensor already."""
+    first = parts[0]
+    wide = (*first.shape[:-1], sum(part.shape[-1] for part in parts))
+    strides = [1] * len(wide)
+    for n in range(len(wide) - 2, -1, -1):
+        strides[n] = strides[n + 1] * wide[n + 1]
+    place = first.storage_offset()
+    for part in parts:
+        there = part.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        if (
+            not there
+            or part.storage_offset() != place
+            or part.stride() != tuple(strides)
+            or part.dtype != first.dtype
+        ):
+            return torch.cat(list(parts), dim=-1)
+        place += part.shape[-1]
+    return first.as_strided(wide, strides)
 
 
 class _LowProduct(torch.autograd.Function):

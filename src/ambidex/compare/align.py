@@ -17,6 +17,7 @@ EXACT = frozenset({"tokens", "targets", "weight"})  # the same bytes in, or not 
 SCALARS = frozenset({"loss", "norm"})
 SCALAR_MARGIN = 2.0  # a difference of two numbers can be small by luck, so one number's floor is taken twice
 SCALAR_LEAST = 4 * LEAST  # a sum of many terms, which another kernel may add in fp32 and this one in fp64
+LANES = 8  # sums side by side in a kernel that adds fp32 in fp32, as torch's norm does on a CPU
 BORROWED = 2.0  # how far the candidate's own floor may raise the reference's
 NEAR, DIFFERENT = 3.0, 6.0  # docs/compare.md has the figures that show them right
 EXACT_ENOUGH = ("fp32", "fp64", BY_BF16)  # in lower precisions a plain update is not judged, see below
@@ -80,7 +81,10 @@ def view(leg: Leg, reference: Table, candidate: Table, cut: Collection[str] = ()
         error = np.where(
             reference.statistics[mine, place] == candidate.statistics[theirs, place], error, np.inf
         )
-    floor = _floor(keys, reference.floor[mine], candidate.floor[theirs])
+    elements = reference.statistics[mine, STATISTICS.index("elements")]
+    floor = np.maximum(
+        _floor(keys, reference.floor[mine], candidate.floor[theirs]), _of_norms(keys, elements)
+    )  # NaN stays
     judged = (floor <= TOO_HIGH) & np.array([_is_judged(leg, key) for key in keys], dtype=bool)
     ratio = np.where(judged, error / np.fmax(floor, LEAST), 0.0)
     unmatched = len(reference.keys) + len(candidate.keys) - 2 * len(keys)
@@ -101,6 +105,22 @@ def _floor(keys: list[Key], reference: Floats, candidate: Floats) -> Floats:
     exact = np.array([key.kind in EXACT for key in keys], dtype=bool)
     floor = np.where(scalar & ~np.isnan(floor), np.fmax(SCALAR_MARGIN * floor, SCALAR_LEAST), floor)
     return np.where(exact, LEAST, np.where(np.isnan(floor), floor, np.fmax(floor, LEAST)))
+
+
+def _of_norms(keys: list[Key], elements: Floats) -> Floats:
+    """What the rounding of n additions, each half a unit in the last place at most, is likely to make of a norm.
+
+    The reference adds squares in fp64, and its other roundings cannot show what a loop with torch's ``clip_grad_norm_``
+    makes of the largest tensor. What is clipped by such a norm is judged by its own floor all the same.
+    """
+    largest: dict[int, float] = {}
+    for key, count in zip(keys, elements):
+        if key.kind == "gradient":
+            largest[key.step] = max(float(count), largest.get(key.step, 0.0))
+    likely = [
+        LEAST * math.sqrt(largest.get(key.step, 0.0) / LANES) if key.kind == "norm" else 0.0 for key in keys
+    ]
+    return np.array(likely, dtype=np.float64)
 
 
 def _is_judged(leg: Leg, key: Key) -> bool:

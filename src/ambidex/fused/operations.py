@@ -38,6 +38,14 @@ class Fused:
         """Causal attention by plain batched products, all (B, H, T, D) of one low dtype, as in `derivatives.py`."""
         return attention_by(Softmax(self._weights, self.passes.causal_softmax_back), queries, keys, values)
 
+    def directions(
+        self, gradients: list[Tensor], momenta: list[Tensor], keep: float, dtype: torch.dtype
+    ) -> Tensor:
+        return self.passes.muon_directions(gradients, momenta, keep, dtype)
+
+    def move(self, weights: list[Tensor], updates: Tensor, keep: float, rate: float) -> None:
+        self.passes.muon_move(weights, updates, keep, rate)
+
     def _weights(self, block: Tensor, keys: Tensor, start: int) -> Tensor:
         return self.passes.causal_softmax(block @ keys.mT, block.shape[-1] ** -0.5, start)
 

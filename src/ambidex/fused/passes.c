@@ -208,9 +208,9 @@ int swiglu(const void *gate, int64_t gate_stride, const void *up, int64_t up_str
     return failed;
 }
 
-/* Both gradients. */
+/* Both gradients, whose rows lie by_stride numbers apart. */
 int swiglu_back(const void *gradient, const void *gate, int64_t gate_stride, const void *up, int64_t up_stride, int low,
-                void *by_gate, void *by_up, int64_t rows, int64_t width, int threads)
+                void *by_gate, void *by_up, int64_t by_stride, int64_t rows, int64_t width, int threads)
 {
     int failed = 0;
 #pragma omp parallel num_threads(threads) if (rows * width > FEW) reduction(| : failed)
@@ -228,8 +228,8 @@ int swiglu_back(const void *gradient, const void *gate, int64_t gate_stride, con
                 u[i] = d[i] * u[i] * (share + silu * (1.0f - share));
                 g[i] = d[i] * silu;
             }
-            store(by_gate, low, n * width, u, width);
-            store(by_up, low, n * width, g, width);
+            store(by_gate, low, n * by_stride, u, width);
+            store(by_up, low, n * by_stride, g, width);
         }
         free(d);
         free(g);
@@ -348,6 +348,81 @@ int cross_entropy(void *logits, int low, const int64_t *targets, int64_t ignored
             }
         }
         free(row);
+    }
+    return failed;
+}
+
+/* Muon's momentum m += (g - m) * (1 - keep), and its direction d = m * keep + g * (1 - keep), of each of `matrices`, which
+ * have `width` numbers each; out (matrices, width) becomes d over its own norm. `sums` (matrices, BLOCKS) is scratch. */
+int muon_directions(const float *const *gradients, float *const *momenta, float keep, void *out, int low, double *sums,
+                    int64_t matrices, int64_t width, int threads)
+{
+    int failed = 0;
+    float give = 1.0f - keep;
+#pragma omp parallel num_threads(threads) if (matrices * width > FEW) reduction(| : failed)
+    {
+        float *piece = scratch(PIECE);
+        failed |= !piece;
+#pragma omp for schedule(static) collapse(2)
+        for (int64_t n = 0; n < matrices; n++)
+            for (int64_t block = 0; block < BLOCKS; block++) {
+                const float *restrict g = gradients[n];
+                float *restrict m = momenta[n];
+                double sum = 0;
+                for (int64_t from = first_of(block, width), end = first_of(block + 1, width); from < end; from += PIECE) {
+                    int64_t to = from + PIECE < end ? from + PIECE : end;
+                    float squares = 0;
+#pragma omp simd reduction(+ : squares)
+                    for (int64_t i = from; i < to; i++) {
+                        float moved = m[i] + (g[i] - m[i]) * give, direction = moved + (g[i] - moved) * give;
+                        m[i] = moved;
+                        squares += direction * direction;
+                    }
+                    sum += (double)squares;
+                }
+                sums[n * BLOCKS + block] = sum;
+            }
+#pragma omp for schedule(static) collapse(2)
+        for (int64_t n = 0; n < matrices; n++)
+            for (int64_t block = 0; block < BLOCKS; block++) {
+                if (!piece) continue;
+                const float *restrict g = gradients[n], *restrict m = momenta[n];
+                double sum = 0;
+                for (int64_t other = 0; other < BLOCKS; other++) sum += sums[n * BLOCKS + other];
+                float share = (float)(1.0 / (sqrt(sum) + 1e-7));
+                for (int64_t from = first_of(block, width), end = first_of(block + 1, width); from < end; from += PIECE) {
+                    int64_t count = from + PIECE < end ? PIECE : end - from;
+                    for (int64_t i = 0; i < count; i++)
+                        piece[i] = (m[from + i] + (g[from + i] - m[from + i]) * give) * share;
+                    store(out, low, n * width + from, piece, count);
+                }
+            }
+        free(piece);
+    }
+    return failed;
+}
+
+/* weights[n] = weights[n] * keep - updates[n] * rate, for `matrices` of `width` numbers. */
+int muon_move(float *const *weights, const void *updates, int low, float keep, float rate, int64_t matrices, int64_t width,
+              int threads)
+{
+    int failed = 0;
+#pragma omp parallel num_threads(threads) if (matrices * width > FEW) reduction(| : failed)
+    {
+        float *piece = scratch(PIECE);
+        failed |= !piece;
+#pragma omp for schedule(static) collapse(2)
+        for (int64_t n = 0; n < matrices; n++)
+            for (int64_t block = 0; block < BLOCKS; block++) {
+                if (!piece) continue;
+                float *restrict w = weights[n];
+                for (int64_t from = first_of(block, width), end = first_of(block + 1, width); from < end; from += PIECE) {
+                    int64_t count = from + PIECE < end ? PIECE : end - from;
+                    load(piece, updates, low, n * width + from, count);
+                    for (int64_t i = 0; i < count; i++) w[from + i] = w[from + i] * keep - piece[i] * rate;
+                }
+            }
+        free(piece);
     }
     return failed;
 }

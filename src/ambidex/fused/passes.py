@@ -26,10 +26,12 @@ _TAKES = {
     "rms_norm_back": [c_void_p, c_int, c_void_p, c_int, c_int64, c_int64, *[c_void_p] * 4, c_int64, c_int64],
     "rotate": [c_void_p, c_int, c_void_p, c_void_p, c_void_p, c_int, *[c_int64] * 4, c_int],
     "swiglu": [c_void_p, c_int64, c_void_p, c_int64, c_int, c_void_p, c_int64, c_int64],
-    "swiglu_back": [c_void_p, c_void_p, c_int64, c_void_p, c_int64, c_int, c_void_p, c_void_p, *[c_int64] * 2],
+    "swiglu_back": [c_void_p, c_void_p, c_int64, c_void_p, c_int64, c_int, c_void_p, c_void_p, *[c_int64] * 3],
     "causal_softmax": [c_void_p, c_int, c_float, *[c_int64] * 4],
     "causal_softmax_back": [c_void_p, c_void_p, c_int, c_float, *[c_int64] * 4],
     "cross_entropy": [c_void_p, c_int, c_void_p, c_int64, c_void_p, c_int64, c_int64, c_int],
+    "muon_directions": [c_void_p, c_void_p, c_float, c_void_p, c_int, c_void_p, c_int64, c_int64],
+    "muon_move": [c_void_p, c_void_p, c_int, c_float, c_float, c_int64, c_int64],
 }  # fmt: skip
 
 
@@ -115,14 +117,15 @@ class Passes:
         return out
 
     def swiglu_back(self, gradient: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-        """Both gradients, in the type of both."""
+        """Both gradients, in the type of both, side by side in memory: `products.py` need not lay them out again."""
         (gate, gate_stride), (up, up_stride), gradient = _rows(gate), _rows(up), gradient.contiguous()
         _same(gate, up)
         _same(gate, gradient)
         width = gate.shape[-1]
-        by_gate, by_up = (_empty(gate.shape, gate.dtype) for _ in range(2))
+        both = _empty((*gate.shape[:-1], 2 * width), gate.dtype)
+        by_gate, by_up = both[..., :width], both[..., width:]
         self._call("swiglu_back", gradient.data_ptr(), gate.data_ptr(), gate_stride, up.data_ptr(), up_stride, _low(gate),
-                   by_gate.data_ptr(), by_up.data_ptr(), gate.numel() // width, width)  # fmt: skip
+                   by_gate.data_ptr(), by_up.data_ptr(), 2 * width, gate.numel() // width, width)  # fmt: skip
         return by_gate, by_up
 
     def causal_softmax(self, scores: Tensor, scale: float, seen: int) -> Tensor:
@@ -147,6 +150,34 @@ class Passes:
         self._call("cross_entropy", logits.data_ptr(), _low(logits), targets.data_ptr(), ignored, losses.data_ptr(),
                    *logits.shape, learning)  # fmt: skip
         return losses
+
+    def muon_directions(
+        self, gradients: list[Tensor], momenta: list[Tensor], keep: float, dtype: torch.dtype
+    ) -> Tensor:
+        """As `optim.directions`: momenta are moved in place; (N, rows, columns) of norm 1 each come out in ``dtype``."""
+        gradients = [gradient.contiguous() for gradient in gradients]
+        shape = gradients[0].shape
+        for matrix in (*gradients, *momenta):
+            _fits(matrix, shape)
+        out = _empty((len(gradients), *shape), dtype)
+        sums = _empty((len(gradients), BLOCKS), torch.float64)
+        self._call("muon_directions", _pointers(gradients), _pointers(momenta), keep, out.data_ptr(), _low(out),
+                   sums.data_ptr(), len(gradients), shape.numel())  # fmt: skip
+        return out
+
+    def muon_move(self, weights: list[Tensor], updates: Tensor, keep: float, rate: float) -> None:
+        """As `optim.move`: every weight, in place, ``keep`` times itself less ``rate`` times its part of (N, rows, columns)."""
+        for weight in weights:
+            _fits(weight, updates.shape[1:])
+        updates = updates.contiguous()
+        self._call("muon_move", _pointers(weights), updates.data_ptr(), _low(updates), keep, rate, len(weights),
+                   weights[0].numel())  # fmt: skip
+
+
+def _pointers(tensors: Sequence[Tensor]) -> ctypes.Array[c_void_p]:
+    for tensor in tensors:
+        _low(tensor)
+    return (c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
 
 
 def _low(x: Tensor) -> int:
