@@ -124,7 +124,7 @@ class Muon:
 
     The update is scaled by 0.2 sqrt(max(rows, columns)), which gives it the size of AdamW's, so that one learning rate
     and one decay serve both (Liu et al., "Muon is scalable for LLM training", 2025). ``momentum`` is Nesterov's.
-    ``fused`` does what stands around the products, for fp32 weights.
+    ``fused`` does what stands around the products, for fp32 weights that are laid out by rows.
     """
 
     def __init__(
@@ -152,7 +152,8 @@ class Muon:
             weights: list[Tensor] = [self.named[name] for name in names]
             gradients: list[Tensor] = [weight.grad for weight in weights]  # type: ignore[misc]
             buffers = [self._buffer(name) for name in names]
-            fused = self.fused if weights[0].dtype == torch.float32 else None
+            plain = all(tensor.dtype == torch.float32 and tensor.is_contiguous() for tensor in weights + buffers)
+            fused = self.fused if plain else None
             prepare, finish = (fused.directions, fused.move) if fused else (directions, move)
             updates = orthogonalise(prepare(gradients, buffers, self.momentum, self.dtype), self.dtype)
             size = 0.2 * max(weights[0].shape) ** 0.5

@@ -213,8 +213,9 @@ def one_fault(
     if not bench.missing(suite, config, seed, fault.name):
         return
     started = time.perf_counter()
+    module = fault.module_of({**SMALL, **CONFIGS[config]}["layers"])
     row = {"suite": suite, "group": group, "config": config, "seed": seed, "case": fault.name, "stage": fault.stage,
-           "module": fault.module}  # fmt: skip
+           "module": module}  # fmt: skip
     reference = bench.reference(config, seed)
     try:
         candidate = bench.candidate(config, seed, fault.plant, floor=floor)
@@ -222,7 +223,7 @@ def one_fault(
         verdict, differs = verdict_on(reference, candidate, handicap=1.0 if floor else 2.0)
         row |= summary(reference, candidate, verdict, differs)
         first = row["first"]
-        row["right"] = bool(first and first["stage"] == fault.stage and fault.module in ("", first["module"]))
+        row["right"] = bool(first and first["stage"] == fault.stage and module in ("", first["module"]))
     except Exception as error:
         if not isinstance(error, Problems):
             print("BROKEN", config, fault.name, repr(error)[:300], flush=True)
@@ -295,7 +296,7 @@ def benign(bench: Bench, configs: list[str], seeds: int, *, quick: bool) -> None
     for config, seed in plan:
         bench.reference(config, seed)
         for leg in BENIGN:
-            if quick and "compile" in leg.settings:
+            if (quick and "compile" in leg.settings) or not leg.is_honest():
                 continue
             one_leg(bench, config, seed, leg)
     for name, environment in ENVIRONMENTS.items():
@@ -321,10 +322,13 @@ def others(bench: Bench, configs: list[str], groups: list[str]) -> None:
         reference = bench.work / "rivals-reference"
         shutil.rmtree(reference, ignore_errors=True)
         bench.train(config, 0, reference, floor=False, watching=rivals.watching)
-        optimizer = CONFIGS[config].get("optimizer", "muon")
+        optimizer, layers = CONFIGS[config].get("optimizer", "muon"), {**SMALL, **CONFIGS[config]}["layers"]
         bad = [f for group in groups for f in GROUPS[group] if f.optimizer in ("", optimizer)]
-        good = [leg for leg in BENIGN if "compile" not in leg.settings]
-        cases = [(f.name, f.plant, {"of": "faults", "stage": f.stage, "module": f.module}, {}) for f in bad]
+        good = [leg for leg in BENIGN if "compile" not in leg.settings and leg.is_honest()]
+        cases = [
+            (f.name, f.plant, {"of": "faults", "stage": f.stage, "module": f.module_of(layers)}, {})
+            for f in bad
+        ]
         cases += [(leg.name, leg.change, {"of": "benign"}, leg.settings) for leg in good]
         for name, plant, row, settings in cases:
             if not bench.missing("rivals", config, 0, name):

@@ -33,7 +33,7 @@ def judged(fault: Fault, train: Any, reference: Path, **settings: Any) -> Verdic
 
 def named_right(fault: Fault, verdict: Verdict) -> bool:
     first = verdict.first
-    return first is not None and first.stage == fault.stage and fault.module in ("", first.module)
+    return first is not None and first.stage == fault.stage and fault.module_of(2) in ("", first.module)
 
 
 @pytest.mark.parametrize("fault", [f for f in FAULTS if f.name in QUICK], ids=lambda f: f.name)

@@ -19,7 +19,7 @@ from faults.frozen import (
     update_of,
     weights,
 )
-from faults.planting import Fault, adamw, around, backward, gradient, in_layer, with_built
+from faults.planting import LAST, Fault, adamw, around, backward, gradient, in_layer, with_built
 
 L0, L1 = "model.layers.0", "model.layers.1"
 
@@ -82,10 +82,10 @@ AGAIN = [
           around(trainer, "cross_entropy_sum", lambda o, m, h, t: o(m, h + 1e-3, t))),
     Fault("loss over all tokens but one sequence twice", "loss", "",
           around(trainer, "cross_entropy_sum", lambda o, m, h, t: o(m, h, t) + o(m, h[:1], t[:1]) * 0.01)),
-    Fault("gradient of values x 0.9999", "backward", f"{L1}.self_attn",
+    Fault("gradient of values x 0.9999", "backward", f"{LAST}.self_attn",
           around(model, "attend", lambda o, q, k, v, causal: o(q, k, scaled_backward(0.9999)(v), causal))),
     Fault("one column of a gradient x 0.99", "backward", f"{L1}.mlp.down_proj", gradient(f"{L1}.mlp.down_proj.weight", without_last)),
-    Fault("up's derivative takes the gate's sign", "backward", f"{L1}.mlp",
+    Fault("up's derivative takes the gate's sign", "backward", f"{LAST}.mlp",
           backward(derivatives._SwiGlu, lambda o, ctx, g: (o(ctx, g)[0], -o(ctx, g)[1]))),
     Fault("last norm's gradient x 1.00003", "backward", "model.norm", gradient("model.norm.weight", lambda g: g * 1.00003)),
     Fault("all gradients x 1.00003", "accumulation", "", gradients(lambda n, g: g * 1.00003)),

@@ -23,7 +23,7 @@ from faults.frozen import (
     weights,
     with_stale,
 )
-from faults.planting import Fault, Patch, adamw, around, backward, gradient, with_built
+from faults.planting import LAST, Fault, Patch, adamw, around, backward, gradient, with_built
 
 L0, L1 = "model.layers.0", "model.layers.1"
 EMBEDDING = "model.embed_tokens.weight"
@@ -292,7 +292,7 @@ FRESH = [
           gradient(f"{L1}.self_attn.q_norm.weight", lambda g: g * 1.0001)),
     Fault("a gradient in fp16", "backward", f"{L0}.mlp.down_proj",
           gradient(f"{L0}.mlp.down_proj.weight", lambda g: g.half().float())),
-    Fault("gradient behind attention x 0.99", "backward", f"{L1}.self_attn",
+    Fault("gradient behind attention x 0.99", "backward", f"{LAST}.self_attn",
           around(model, "attend", lambda o, *a: scaled_backward(0.99)(o(*a)))),
     Fault("gradient past attention x 0.9995", "backward", L1, with_built(attention_bypass)),
     Fault("rare tokens learn nothing", "backward", "model.embed_tokens", gradient(EMBEDDING, without_rare_rows)),

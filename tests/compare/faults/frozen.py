@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ambidex import derivatives, launch, model, optim, plan, products, trainer
 from ambidex.config import Settings
 from ambidex.text.batches import Batches
-from faults.planting import Fault, Patch, adamw, around, backward, gradient, in_layer, with_built
+from faults.planting import LAST, Fault, Patch, adamw, around, backward, gradient, in_layer, with_built
 
 L0, L1 = "model.layers.0", "model.layers.1"
 Change = Callable[[Tensor], Tensor]
@@ -345,6 +345,11 @@ def turned_too_far(original: Any, ctx: Any, gradient: Tensor) -> Any:
     return found.roll(1, -1), *rest
 
 
+def without_nesterov(original: Any, gradients: list[Tensor], momenta: list[Tensor], *a: Any) -> Tensor:
+    original(gradients, momenta, *a)  # which moves the momenta
+    return original(momenta, [momentum.clone() for momentum in momenta], *a)  # type: ignore[no-any-return]
+
+
 FROZEN = [
     Fault("one token of a batch", "data", "", batch(one_token)),
     Fault("rows in another order", "data", "", batch(lambda i, t: (i[::-1].copy(), t[::-1].copy()))),
@@ -399,9 +404,9 @@ FROZEN = [
           around(derivatives, "cross_entropy", lambda o, *a: o(*a) * 1.0001)),
     Fault("head learns nothing", "loss", "", around(trainer, "cross_entropy_sum", head_without_gradient)),
     Fault("norm's gradient x 1.0001, all norms", "backward", "model.norm", rms_backward(1.0001)),
-    Fault("gate's derivative x 1.0001", "backward", f"{L1}.mlp", backward(derivatives._SwiGlu, silu_as_sigmoid)),
-    Fault("rotation turned back wrongly", "backward", f"{L1}.self_attn", backward(derivatives._Rotate, turned_too_far)),
-    Fault("gradient of queries x 1.0001", "backward", f"{L1}.self_attn",
+    Fault("gate's derivative x 1.0001", "backward", f"{LAST}.mlp", backward(derivatives._SwiGlu, silu_as_sigmoid)),
+    Fault("rotation turned back wrongly", "backward", f"{LAST}.self_attn", backward(derivatives._Rotate, turned_too_far)),
+    Fault("gradient of queries x 1.0001", "backward", f"{LAST}.self_attn",
           around(model, "attend", lambda o, q, k, v, causal: o(scaled_backward(1.0001)(q), k, v, causal))),
     Fault("gradient of a product's input x 0.999", "backward", f"{L0}.mlp.down_proj",
           with_built(lambda t: setattr(t.model.get_submodule(f"{L0}.mlp"), "forward", _input_scaled(t.model.get_submodule(f"{L0}.mlp"))))),
@@ -443,7 +448,7 @@ FROZEN = [
     Fault("epsilon 1e-8 -> 1e-7", "update", "", adamw(epsilon=lambda e: 10 * e)),
     Fault("Muon with another polynomial", "update", "",
           lambda patch: patch.setattr(optim, "ORTHOGONALISATION", (3.4445, -4.7750, 2.0325)), "muon"),
-    Fault("Muon without Nesterov", "update", "", around(torch, "_foreach_lerp", lambda o, g, b, m: [x.clone() for x in b]), "muon"),
+    Fault("Muon without Nesterov", "update", "", around(optim, "directions", without_nesterov), "muon"),
     Fault("rate x 0.999", "schedule", "", around(optim.Optimizer, "step", lambda o, self, rate: o(self, rate * 0.999))),
     Fault("cosine that ends at 0", "schedule", "",
           around(launch, "schedule_of", lambda o, s: o(s.model_copy(update={"final_rate": 0.0}))), late=True),

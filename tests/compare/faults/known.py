@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from ambidex import derivatives, launch, model, optim, trainer
 from ambidex.text.batches import Batches
-from faults.planting import Fault, adamw, around, gradient, in_layer, with_built
+from faults.planting import LAST, Fault, adamw, around, gradient, in_layer, with_built
 
 
 def norm_epsilon(t: trainer.Trainer) -> None:
@@ -140,7 +140,7 @@ FAULTS = [
     Fault("one gradient x 1.00001", "backward", UP, gradient(f"{UP}.weight", lambda g: g * 1.00001)),
     Fault("one gradient's sign", "backward", V_PROJ, gradient(f"{V_PROJ}.weight", lambda g: -g)),
     Fault("one gradient transposed in part", "backward", O_PROJ, gradient(f"{O_PROJ}.weight", lambda g: g.T)),
-    Fault("keys' gradient x 0.99", "backward", "model.layers.1.self_attn", around(*ATTEND, detached_keys)),
+    Fault("keys' gradient x 0.99", "backward", f"{LAST}.self_attn", around(*ATTEND, detached_keys)),
     Fault("accumulated twice", "accumulation", "", around(trainer.Trainer, "accumulate", accumulated_twice)),
     Fault("gradients never cleared", "accumulation", "",
           around(optim.Optimizer, "zero_gradients", lambda original, self: None), late=True),

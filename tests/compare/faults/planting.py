@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from ambidex import derivatives, launch, trainer
+from ambidex import derivatives, launch, optim, trainer
 from ambidex.fused import operations
 
 Patch = pytest.MonkeyPatch
+LAST = "model.layers.-1"  # whichever it is: backward meets first there what is planted in every layer
+OF_MUON = ((optim, "directions"), (optim, "move"))
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,9 @@ class Fault:
     optimizer: str = ""  # "" for both recipes
     late: bool = False  # silent at step 0
 
+    def module_of(self, layers: int) -> str:
+        return self.module.replace(LAST, f"model.layers.{layers - 1}")
+
 
 def around(owner: Any, name: str, change: Callable[..., Any]) -> Callable[[Patch], None]:
     """Replace ``owner.name`` by ``change(original, *arguments)``."""
@@ -32,7 +37,9 @@ def around(owner: Any, name: str, change: Callable[..., Any]) -> Callable[[Patch
     def plant(patch: Patch) -> None:
         original = getattr(owner, name)
         patch.setattr(owner, name, lambda *a, **k: change(original, *a, **k))
-        if owner is derivatives:  # the compiled passes have the same operations under the same names
+        if (
+            owner is derivatives or (owner, name) in OF_MUON
+        ):  # compiled passes have the same operations, so named
             compiled = getattr(operations.Fused, name)
             patch.setattr(operations.Fused, name, lambda self, *a: change(partial(compiled, self), *a))
 
