@@ -10,7 +10,7 @@ from made import FLOOR, FREE, MATRICES, NORMS, folder, keys_of, table, tensor
 
 from ambidex.compare import cards
 from ambidex.compare.bias import is_bias_correction
-from ambidex.compare.fingerprint import Fingerprint, fingerprint
+from ambidex.compare.fingerprint import STATISTICS, Fingerprint, fingerprint
 from ambidex.compare.folder import Row
 from ambidex.compare.judge import judge
 from ambidex.compare.stages import STAGES
@@ -62,6 +62,22 @@ def test_nothing_below_its_limit_is_called_different(changed: dict[Key, float]) 
     assert verdict.first is None
     assert verdict.worst is not None
     assert verdict.worst.ratio < 6
+
+
+@pytest.mark.parametrize(("elements", "same"), [(2**6, False), (2**14, True), (2**20, True)])
+def test_a_norm_may_be_as_far_off_as_a_kernel_that_adds_that_many_squares_in_fp32(
+    elements: int, same: bool
+) -> None:
+    """torch's clip_grad_norm_ on a CPU was off by 2.5e-6 for a largest tensor of 2^14 elements."""
+    norm = Key(0, "norm", "gradient")
+    tables = table(floor=1e-9), table({norm: 2500.0}, floor=1e-9)
+    for made in tables:
+        for key, row in made.row.items():
+            if key.kind == "gradient":
+                made.statistics[row, STATISTICS.index("elements")] = elements
+    verdict = judge(folder("a", legs={FREE: tables[0]}), folder("b", legs={FREE: tables[1]}))
+    assert verdict.same is same
+    assert same or (verdict.first is not None and verdict.first.stage == "clip")
 
 
 def test_a_run_is_the_same_as_itself_in_every_digit() -> None:
