@@ -18,7 +18,7 @@ import torch
 from ambidex import config, plan, products
 from ambidex.config import Settings
 from ambidex.device import cpu as processor
-from ambidex.engine import Device, exact_products, numerics
+from ambidex.engine import Device, exact_products, numerics, unlike_numbers
 from ambidex.errors import Exit
 from ambidex.loss import cross_entropy_sum
 from ambidex.model import LanguageModel, Shape, initialise
@@ -79,7 +79,7 @@ def ceilings_at(shapes: dict[str, tuple[int, int, int]]) -> list[dict[str, Any]]
     """GFLOP/s of each product by each way of doing it."""
     found = []
     for name, (rows, inner, outer) in shapes.items():
-        x, weight = torch.ones(rows, inner), torch.ones(outer, inner)
+        x, weight = unlike_numbers(rows, inner), unlike_numbers(outer, inner)
         low_x, low_weight = x.bfloat16(), weight.bfloat16()
         ways: dict[str, Callable[[], object]] = {
             "bf16": lambda a=low_x, b=low_weight: a @ b.t(),  # type: ignore[misc]

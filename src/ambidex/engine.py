@@ -185,8 +185,10 @@ class Device:
 
     def matmul_rate(self, rows: int, inner: int, columns: int, seconds: float = 0.25) -> float:
         """Floating-point operations per second of one product at this precision: measured, median of a few."""
-        a = torch.ones(rows, inner, device=self.torch_device, dtype=PRECISIONS[self.precision])
-        b = torch.ones(columns, inner, device=self.torch_device, dtype=PRECISIONS[self.precision])
+        a, b = (
+            unlike_numbers(count, inner).to(self.torch_device, PRECISIONS[self.precision])
+            for count in (rows, columns)
+        )
         exact = self.products is not None and self.products.low is None and self.products.onednn
         multiply = onednn_product if exact else F.linear
         times: list[float] = []
@@ -210,6 +212,12 @@ class Device:
             if not _is_out_of_memory(error):
                 raise
             raise _out_of_memory(error, less_memory) from None
+
+
+def unlike_numbers(rows: int, columns: int) -> Tensor:
+    """(rows, columns) fp32 within 1, as unlike each other as a model's. Equal ones switch fewer transistors, so a chip that
+    is held back by its power multiplies them faster than anything that is trained."""
+    return torch.arange(rows * columns, dtype=torch.float32).sin_().view(rows, columns)
 
 
 _NO_MEMORY = ("not enough memory", "can't allocate memory", "Cannot allocate memory", "std::bad_alloc",

@@ -152,7 +152,9 @@ class Muon:
             weights: list[Tensor] = [self.named[name] for name in names]
             gradients: list[Tensor] = [weight.grad for weight in weights]  # type: ignore[misc]
             buffers = [self._buffer(name) for name in names]
-            plain = all(tensor.dtype == torch.float32 and tensor.is_contiguous() for tensor in weights + buffers)
+            plain = all(
+                tensor.dtype == torch.float32 and tensor.is_contiguous() for tensor in weights + buffers
+            )
             fused = self.fused if plain else None
             prepare, finish = (fused.directions, fused.move) if fused else (directions, move)
             updates = orthogonalise(prepare(gradients, buffers, self.momentum, self.dtype), self.dtype)

@@ -51,7 +51,9 @@ def memory(settings: Settings, shape: Shape, precision: str) -> Memory:
     norms = 4 * (6 * width + 2 * shape.kv_heads * shape.head_width)
     products = low * (3 * width + (3 if low == 4 else 6) * width + 4 * feed_forward)
     if low == 2 and settings.context <= QUERIES:
-        products += low * shape.heads * settings.context  # attention's weights, which a single block of it keeps
+        products += (
+            low * shape.heads * settings.context
+        )  # attention's weights, which a single block of it keeps
     moments = moment_bytes(settings, shape)
     logits = (
         12 if low == 4 else 14
