@@ -176,6 +176,13 @@ def test_muons_step_refuses_what_it_would_read_beyond(fused: Fused) -> None:
         fused.move([numbers(2, 3).double()], numbers(1, 2, 3), 1.0, 0.1)
 
 
+@pytest.mark.parametrize("keep", [0.9, 0.95, 0.99, 0.999])
+def test_a_momentum_from_zero_is_that_share_of_the_gradient(fused: Fused, keep: float) -> None:
+    gradient, momentum = numbers(64, 64), torch.zeros(64, 64)
+    fused.directions([gradient], [momentum], keep, torch.float32)
+    assert torch.allclose(momentum.double(), gradient.double() * (1 - keep), rtol=2**-22, atol=0)
+
+
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 def test_any_number_of_threads_gives_the_same_bits(fused: Fused, dtype: torch.dtype) -> None:
     before = torch.get_num_threads()
@@ -400,3 +407,18 @@ def test_elsewhere_than_on_linux_it_is_torchs_own(monkeypatch: pytest.MonkeyPatc
     built = compiler.build(None, CPU, os.environ)
     assert built.path is None
     assert "Linux" in built.why_not
+
+
+def test_a_compiler_that_knows_one_flag_less_is_given_the_others(tmp_path: Path) -> None:
+    picky, asked = tmp_path / "picky", tmp_path / "asked"
+    picky.write_text(
+        f"""#!/bin/sh
+for flag in "$@"; do case $flag in -mprefer*) echo "cc: error: unrecognized command-line option '$flag'" >&2; exit 1;; esac; done
+echo "$@" >> {asked}
+exec gcc "$@"
+"""
+    )
+    picky.chmod(0o755)
+    built = compiler.build(tmp_path / "cache", "flags\t: avx avx512f", {**os.environ, "CC": str(picky)})
+    assert built.path is not None, built.why_not
+    assert "-fno-thread-jumps" in asked.read_text()

@@ -124,8 +124,9 @@ def step_apart(settings: Settings, shape: Shape, device: Device, steps: int) -> 
     optimizer = Optimizer(
         model, kind=settings.optimizer, betas=(settings.beta1, settings.beta2), epsilon=settings.epsilon,
         momentum=settings.momentum, weight_decay=settings.weight_decay, clip=settings.clip,
-        products=device.muon_precision(), fused=device.muon_operations(), norms_at_once=device.norms_at_once(),
+        products=device.muon_precision(), norms_at_once=device.norms_at_once(),
     )  # fmt: skip
+    optimizer.compute_by(device.muon_operations())
     numbers = np.random.default_rng(0)
     splits = settings.batch_size // (settings.micro_batch_size or settings.batch_size)
     rows = (settings.batch_size // splits, settings.context + 1)

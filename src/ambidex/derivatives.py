@@ -38,8 +38,8 @@ def causal_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Causal attention by plain batched products, all (B, H, T, D) of one low dtype.
 
     In bf16 it is twice to three times as fast as torch's flash kernel for the CPU, whose products are not oneDNN's
-    (docs/experiments.md). Scores are made for `QUERIES` tokens at a time and made again for the gradient, so memory
-    grows with T, not with T^2.
+    (docs/experiments.md). Scores are made for `QUERIES` tokens at a time and, where there are more, made again for the
+    gradient, so memory grows with T, not with T^2.
     """
     return attention_by(Softmax(_weights, _weights_back), queries, keys, values)
 
@@ -150,14 +150,19 @@ class _CausalAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, softmax: Softmax, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         q, k, v = (t.reshape(-1, *t.shape[2:]) for t in (queries, keys, values))  # (BH, T, D)
-        mixed = torch.empty_like(q)
         blocks = _blocks(q.shape[1])
-        for rows in blocks:
-            # (BH, rows, keys up to the last row)
-            weights = softmax.weights(q[:, rows], k[:, : rows.stop], rows.start)
-            torch.bmm(weights, v[:, : rows.stop], out=mixed[:, rows])
+        kept = []
+        if len(blocks) == 1:
+            kept = [softmax.weights(q, k, 0)]  # (BH, T, T)
+            mixed = kept[0] @ v
+        else:
+            mixed = torch.empty_like(q)
+            for rows in blocks:
+                # (BH, rows, keys up to the last row)
+                weights = softmax.weights(q[:, rows], k[:, : rows.stop], rows.start)
+                mixed[:, rows] = weights @ v[:, : rows.stop]
         ctx.softmax = softmax
-        ctx.save_for_backward(q, k, v, *([weights] if len(blocks) == 1 else []))
+        ctx.save_for_backward(q, k, v, *kept)
         return mixed.view(queries.shape)
 
     @staticmethod

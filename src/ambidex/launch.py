@@ -276,7 +276,7 @@ def build(settings: Settings, device: Device, tokens: Tokens, group: Group | Non
     optimizer = Optimizer(
         model, kind=settings.optimizer, betas=(settings.beta1, settings.beta2), epsilon=settings.epsilon,
         momentum=settings.momentum, weight_decay=settings.weight_decay, clip=settings.clip,
-        products=device.muon_precision(), fused=device.muon_operations(), norms_at_once=device.norms_at_once(),
+        products=device.muon_precision(), norms_at_once=device.norms_at_once(),
     )  # fmt: skip
     trainer = Trainer(
         settings,
@@ -295,6 +295,10 @@ def build(settings: Settings, device: Device, tokens: Tokens, group: Group | Non
         with device.memory_errors_in_words(less):
             trainer.forward, notice = device.compiled(model, partial(try_out, trainer))
         line("compile", notice)
+    # Processes step their own copies of the weights, and compiled code may differ between them: Muon takes torch's there.
+    # And where the model was compiled it is torch's too, as the card says: whoever goes on has only that to go by.
+    if trainer.group.size == 1:
+        optimizer.compute_by(device.muon_operations())
     # What is replayed calls no module, so a recorder would see nothing; and processes send gradients while they are made.
     recorded = settings.trace or settings.trace_states or settings.from_trace
     if settings.replay and not recorded and trainer.group.size == 1:

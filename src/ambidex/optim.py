@@ -133,9 +133,9 @@ class Muon:
         momentum: float,
         weight_decay: float,
         dtype: torch.dtype = torch.float32,
-        fused: MuonOperations | None = None,
     ) -> None:
-        self.named, self.dtype, self.fused = dict(named), dtype, fused
+        self.named, self.dtype = dict(named), dtype
+        self.fused: MuonOperations | None = None
         self.momentum, self.weight_decay = momentum, weight_decay
         self.buffers: dict[str, Tensor] = {}
         by_shape: dict[torch.Size, list[str]] = {}
@@ -230,8 +230,7 @@ class Optimizer:
     """AdamW for every weight, or Muon for the blocks' matrices and AdamW for the rest.
 
     Decay is decoupled (Loshchilov and Hutter, 2019) and on matrices only: shrinking a norm's scale is a prior on
-    nothing. ``products`` is the precision of Muon's own, ``fused`` what else it computes by; ``norms_at_once`` chooses
-    `gradient_norm_at_once`.
+    nothing. ``products`` is the precision of Muon's own; ``norms_at_once`` chooses `gradient_norm_at_once`.
     """
 
     def __init__(
@@ -245,7 +244,6 @@ class Optimizer:
         weight_decay: float,
         clip: float,
         products: torch.dtype = torch.float32,
-        fused: MuonOperations | None = None,
         norms_at_once: bool = False,
     ) -> None:
         self.norms_at_once = norms_at_once
@@ -253,9 +251,13 @@ class Optimizer:
         self.clip = clip
         self.steps_taken = 0
         inner = {n: p for n, p in self.named.items() if kind == "muon" and p.ndim == 2 and ".layers." in n}
-        self._muon = Muon(inner, momentum, weight_decay, products, fused)
+        self._muon = Muon(inner, momentum, weight_decay, products)
         rest = {name: p for name, p in self.named.items() if name not in inner}
         self._adamw = AdamW(rest, betas, epsilon, weight_decay)
+
+    def compute_by(self, operations: MuonOperations | None) -> None:
+        """What Muon computes around its products from now on: compiled passes, or None for torch's own."""
+        self._muon.fused = operations
 
     def clip_gradients(self, loss_scale: float = 1.0) -> float:
         """Undo the loss scale, then shrink all gradients so that their norm is at most ``clip`` (0: as they are).

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ambidex import derivatives
 
@@ -121,6 +122,7 @@ class _Parts(torch.autograd.Function):
         return torch.split(together, list(sizes), dim=-1)
 
     @staticmethod
+    @once_differentiable  # what is not joined anew has the graph of one part alone
     def backward(_ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         return side_by_side(gradients), *(None for _ in gradients)
 

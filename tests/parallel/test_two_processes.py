@@ -173,6 +173,16 @@ def test_a_rank_with_another_text_or_setting_is_named_before_the_first_step(
     assert not (tmp_path / "run").exists()
 
 
+def test_processes_whose_compiled_code_differs_keep_the_same_weights_with_muon(
+    story: Path, tmp_path: Path
+) -> None:
+    ended = two(
+        story, tmp_path / "run", environment={"CC_OF_1": "/no/compiler"}, optimizer="muon", save_every=3
+    )
+    assert ended.code == 0, ended.text
+    assert steps(tmp_path / "run") == list(range(1, 13))
+
+
 def test_a_process_that_does_not_answer_ends_the_wait_with_rank_and_step(story: Path, tmp_path: Path) -> None:
     ended = two(story, tmp_path / "run", environment={"ACT": "1:5:sleep"}, collective_timeout=2)
     assert ended.code != 0

@@ -1,6 +1,6 @@
 """`ambidex train` as torchrun starts it, with one thing that happens at one step of one rank, the first time.
 
-ACT is "RANK:STEP:WHAT", WHAT a signal's name or "sleep". DATA_OF_1 is another text for rank 1, FLAGS_OF_1 flags of its own.
+ACT is "RANK:STEP:WHAT", WHAT a signal's name or "sleep". DATA_OF_1 is another text for rank 1, FLAGS_OF_1 flags of its own, CC_OF_1 its compiler.
 """
 
 import os
@@ -32,6 +32,7 @@ if rank == RANK:
     Trainer.update = act
 if RANK == "1":
     sys.argv += os.environ.get("FLAGS_OF_1", "").split()
+    os.environ["CC"] = os.environ.get("CC_OF_1", os.environ.get("CC", ""))
 leave = os._exit
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import platform
 import re
 import shlex
 import shutil
@@ -39,9 +38,9 @@ FLAGS = (
 # gcc's alone. With -O2 it would leave loops of unknown length as they are, and where it follows a constant through a
 # bound (jump threading) it computes both ways for every number: twice the time of `exponential` (gcc 12).
 OF_GCC = ("-fvect-cost-model=dynamic", "-fno-thread-jumps")
-# Intel's AVX-512 is left half idle otherwise: gcc and clang choose 256 bits for it. No other chip is changed.
-OF_X86 = ("-mprefer-vector-width=512",) if platform.machine() in ("x86_64", "AMD64") else ()
-OPTIONAL = OF_GCC + OF_X86
+OF_AVX512 = (
+    "-mprefer-vector-width=512",
+)  # or gcc and clang take half of each register of many an Intel chip
 SECONDS = 600  # that a compiler may take: many, so that no busy hour decides how a run computes
 MAKING = ".making-"
 FORMAT = "code, then its sha256"
@@ -86,9 +85,10 @@ def build(cache: Path | None, processor: str, environment: Mapping[str, str]) ->
     if threads is None:
         return Built(None, "this torch has no OpenMP whose threads could be shared")
     try:
-        name = f"passes-{key(compiler, processor, threads)}.so"
+        wishes = OF_GCC + (OF_AVX512 if "avx512f" in processor.split() else ())
+        name = f"passes-{key(compiler, wishes, processor, threads)}.so"
         for place in (cache, None):
-            if found := kept_or_made(place, name, compiler, threads):
+            if found := kept_or_made(place, name, compiler, wishes, threads):
                 return found
     except subprocess.TimeoutExpired:
         return Built(None, f"{compiler[0]} took more than {SECONDS} seconds")
@@ -97,14 +97,16 @@ def build(cache: Path | None, processor: str, environment: Mapping[str, str]) ->
     return Built(None, "no folder here keeps whose a file is")
 
 
-def kept_or_made(cache: Path | None, name: str, compiler: list[str], threads: Path) -> Built | None:
+def kept_or_made(
+    cache: Path | None, name: str, compiler: list[str], wishes: tuple[str, ...], threads: Path
+) -> Built | None:
     """The compiled passes in ``cache``, or in a folder of this process's own; None where a file's owner is not kept."""
     folder, kept = place_for(cache)
     found = folder / name
     good = False
     try:
         if not is_own(found):
-            make(compiler, threads, folder, found)
+            make(compiler, wishes, threads, folder, found)
         good = is_own(found)  # not on a file system that knows no owners: FAT, some network's
     finally:
         if not good and not kept:
@@ -144,9 +146,9 @@ def loaded_openmp() -> Path | None:
     return Path((torchs or found)[0]) if found else None
 
 
-def key(compiler: list[str], processor: str, threads: Path) -> str:
+def key(compiler: list[str], wishes: tuple[str, ...], processor: str, threads: Path) -> str:
     """Of what the compiled code depends on, but for the compiler's version: a run goes on with the code it began with."""
-    parts = (FORMAT, *compiler, *FLAGS, *OPTIONAL, processor, threads.name, SOURCE.read_text("utf-8"))
+    parts = (FORMAT, *compiler, *FLAGS, *wishes, processor, threads.name, SOURCE.read_text("utf-8"))
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
 
 
@@ -183,16 +185,22 @@ def is_ours(status: os.stat_result, kind: Callable[[int], bool] = stat.S_ISREG) 
     return kind(status.st_mode) and status.st_uid == os.geteuid() and not shared
 
 
-def make(compiler: list[str], threads: Path, folder: Path, to: Path) -> None:
-    """Compile, try in another process, and move into place. Raises CalledProcessError, TimeoutExpired or OSError."""
+def make(compiler: list[str], wishes: tuple[str, ...], threads: Path, folder: Path, to: Path) -> None:
+    """Compile, try in another process, and move into place. ``wishes`` are flags that a compiler may not know.
+
+    Raises CalledProcessError, TimeoutExpired or OSError.
+    """
     with tempfile.TemporaryDirectory(prefix=MAKING, dir=folder) as place:
         compiled, linked = Path(place, "passes.o"), Path(place, "passes.so")
-        try:
-            run([*compiler, *FLAGS, *OPTIONAL, "-c", str(SOURCE), "-o", str(compiled)])
-        except subprocess.CalledProcessError as error:
-            if not any(flag.partition("=")[0] in error.stderr for flag in OPTIONAL):
-                raise  # nothing that another compiler would not know: a full disk, say
-            run([*compiler, *FLAGS, "-c", str(SOURCE), "-o", str(compiled)])
+        for _ in range(1 + len(wishes)):  # a compiler names one that it does not know, or all of them
+            try:
+                run([*compiler, *FLAGS, *wishes, "-c", str(SOURCE), "-o", str(compiled)])
+                break
+            except subprocess.CalledProcessError as error:
+                known = tuple(flag for flag in wishes if flag.partition("=")[0] not in error.stderr)
+                if known == wishes:
+                    raise  # nothing that another compiler would not know: a full disk, say
+                wishes = known
         # By the very file that torch loaded, not by -fopenmp, which would bring the compiler's own.
         run([*compiler, "-shared", str(compiled), str(threads), "-lm", "-o", str(linked)])
         libraries = [str(threads.parent), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]

@@ -354,11 +354,11 @@ int cross_entropy(void *logits, int low, const int64_t *targets, int64_t ignored
 
 /* Muon's momentum m += (g - m) * (1 - keep), and its direction d = m * keep + g * (1 - keep), of each of `matrices`, which
  * have `width` numbers each; out (matrices, width) becomes d over its own norm. `sums` (matrices, BLOCKS) is scratch. */
-int muon_directions(const float *const *gradients, float *const *momenta, float keep, void *out, int low, double *sums,
+int muon_directions(const float *const *gradients, float *const *momenta, double keep, void *out, int low, double *sums,
                     int64_t matrices, int64_t width, int threads)
 {
     int failed = 0;
-    float give = 1.0f - keep;
+    float give = (float)(1.0 - keep); /* in fp32 the difference would be off by many units of its last place */
 #pragma omp parallel num_threads(threads) if (matrices * width > FEW) reduction(| : failed)
     {
         float *piece = scratch(PIECE);
@@ -366,6 +366,7 @@ int muon_directions(const float *const *gradients, float *const *momenta, float 
 #pragma omp for schedule(static) collapse(2)
         for (int64_t n = 0; n < matrices; n++)
             for (int64_t block = 0; block < BLOCKS; block++) {
+                if (!piece) continue; /* before anything has moved */
                 const float *restrict g = gradients[n];
                 float *restrict m = momenta[n];
                 double sum = 0;

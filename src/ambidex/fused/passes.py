@@ -10,7 +10,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Sequence
-from ctypes import c_float, c_int, c_int64, c_void_p
+from ctypes import c_double, c_float, c_int, c_int64, c_void_p
 from pathlib import Path
 
 import torch
@@ -30,7 +30,7 @@ _TAKES = {
     "causal_softmax": [c_void_p, c_int, c_float, *[c_int64] * 4],
     "causal_softmax_back": [c_void_p, c_void_p, c_int, c_float, *[c_int64] * 4],
     "cross_entropy": [c_void_p, c_int, c_void_p, c_int64, c_void_p, c_int64, c_int64, c_int],
-    "muon_directions": [c_void_p, c_void_p, c_float, c_void_p, c_int, c_void_p, c_int64, c_int64],
+    "muon_directions": [c_void_p, c_void_p, c_double, c_void_p, c_int, c_void_p, c_int64, c_int64],
     "muon_move": [c_void_p, c_void_p, c_int, c_float, c_float, c_int64, c_int64],
 }  # fmt: skip
 
