@@ -148,6 +148,12 @@ def with_card(resolved: Resolved, card: Mapping[str, Any]) -> Resolved:
 
 
 def settings_of(card: Mapping[str, Any]) -> Settings:
+    if "data" not in card and "computes_in" in card:
+        raise Problems(
+            Problem("This is a trace of a loop of one's own, which ambidex cannot play again.", found="a card of ambidex.trace",
+                    wanted="a run of ambidex train", fix="for more legs run that loop again under ambidex.trace(..., leg=4), 5 and so on"),
+            Exit.DATA,
+        )  # fmt: skip
     try:
         settings = Settings.model_validate(card["config"])
     except ValueError as error:

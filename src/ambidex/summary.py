@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import shlex
 import statistics
 
 from ambidex import health, plan, runs
@@ -165,5 +166,7 @@ def show_end(trainer: Trainer, run: Run) -> None:
         line("done", f"validation loss {loss:.4f} nats per token, {bits_per_byte(loss, trainer.tokens):.3f} bits per byte, "
                      f"in {trainer.seconds:.0f} s of training")  # fmt: skip
     line("see", f"{run.path}{os.sep}{{{runs.PLOT},{runs.SAMPLES},{runs.SUMMARY},{METRICS}}}")
+    if trainer.settings.from_trace and trainer.step == trainer.settings.steps:
+        line("next", shlex.join(["ambidex", "compare", trainer.settings.from_trace, str(run.path)]))
     for command in next_commands(run, trainer.step < trainer.settings.steps):
         line("next", command)

@@ -28,6 +28,7 @@ from ambidex.compare import tracefile
 from ambidex.compare.arithmetic import RELATIVE, Noisy, nudge
 from ambidex.compare.fingerprint import Floats
 from ambidex.compare.recorder import LOW, Recorder, array
+from ambidex.compare.soundness import other_data
 from ambidex.compare.stages import UPDATES
 from ambidex.compare.tracefile import Key, Leg, Table, Trace, floor_of
 from ambidex.device import cpu as processor
@@ -76,6 +77,7 @@ def trace(
         loop.leave()
     table = Table.of(recorder.record)
     if before is not None:
+        _refuse_other_data(folder, leg, before, table)
         _raise_floor(before, table, f"{'noise' if low or leg % 3 != 1 else 'one ulp'}, {leg}")
         _write(folder, before)
         return
@@ -189,6 +191,16 @@ def _raise_floor(found: Trace, table: Table, name: str) -> None:
         measured = np.fmax(base.floor, floor_of(base, [table]))
         base.floor = np.where(np.isnan(measured), measured, np.fmax(measured, _kept_rounded(leg, base)))
     found.floor_legs.append(name)
+
+
+def _refuse_other_data(folder: Path, leg: int, before: Trace, table: Table) -> None:
+    for base in before.legs.values():
+        if key := other_data(base, table):
+            raise Problems(
+                Problem(f"Leg {leg} was given other data than leg 0.", found=f"other {key.kind} at step {key.step}",
+                        wanted=f"the batches of leg 0, whose trace in {folder} is left as it was",
+                        fix="seed or rewind what draws the batches inside the loop that every leg runs")
+            )  # fmt: skip
 
 
 def _kept_rounded(leg: Leg, base: Table) -> Floats:

@@ -68,7 +68,8 @@ def why_not(reference: Mapping[str, Any], run: Mapping[str, Any]) -> list[Proble
     names = sorted(name for name in {*before, *after} - FREE if before.get(name) != after.get(name))
     problems = [
         Problem("The runs have different settings.", found=f"{_flag(name)} {_shown(after.get(name))}",
-                wanted=f"{_flag(name)} {_shown(before.get(name))}, as in the reference")
+                wanted=f"{_flag(name)} {_shown(before.get(name))}, as in the reference",
+                fix="ambidex train with that setting" if "data" in run else "the same config for ambidex.trace in both")
         for name in names
     ]  # fmt: skip
     if at(reference, "precision") != at(run, "precision"):
@@ -79,7 +80,8 @@ def why_not(reference: Mapping[str, Any], run: Mapping[str, Any]) -> list[Proble
     if at(reference, "data.hash") != at(run, "data.hash"):
         problems.append(
             Problem("The runs were trained on different text.", found=f"data hash {_shown(at(run, 'data.hash'))[:16]}",
-                    wanted=f"data hash {_shown(at(reference, 'data.hash'))[:16]}, as in the reference")
+                    wanted=f"data hash {_shown(at(reference, 'data.hash'))[:16]}, as in the reference",
+                    fix="--data with the same files for both, and the same --tokenizer")
         )  # fmt: skip
     return problems
 

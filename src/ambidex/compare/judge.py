@@ -20,6 +20,7 @@ from ambidex.compare.align import DIFFERENT, EXACT_ENOUGH, NEAR, TOO_HIGH, View,
 from ambidex.compare.bias import betas_in, is_bias_correction
 from ambidex.compare.cards import Difference
 from ambidex.compare.folder import Folder, Row
+from ambidex.compare.soundness import unsound
 from ambidex.compare.stages import STAGES, Finding, at_step, finding_of
 from ambidex.errors import Problem
 
@@ -49,6 +50,7 @@ class Verdict:
 def judge(reference: Folder, run: Folder) -> Verdict:
     verdict = Verdict(reference, run, cards.kind(reference.card, run.card), None)
     verdict.cards = cards.differences(reference.card, run.card)
+    verdict.notes = [*_unfinished(reference), *_unfinished(run), *_turned_round(reference, run)]
     verdict.problems = cards.why_not(reference.card, run.card)
     if verdict.problems:
         return verdict
@@ -57,6 +59,9 @@ def judge(reference: Folder, run: Folder) -> Verdict:
     verdict.first = _other_parameters(reference, run) or _weights(reference, run, found)
     if verdict.first is None and not found:
         return _by_metrics(verdict)
+    if verdict.first is None and (problems := _no_rounding(reference, run)):
+        verdict.problems = problems
+        return verdict
     verdict.first = verdict.first or first_difference(
         found, reference.rows, run.rows, run.trace.feeds if run.trace else {}
     )
@@ -65,6 +70,14 @@ def judge(reference: Folder, run: Folder) -> Verdict:
     if verdict.same and not any(view.compared() for view in found):
         verdict.same, verdict.problems = None, [_no_floor()]
     return verdict
+
+
+def _no_rounding(reference: Folder, run: Folder) -> list[Problem]:
+    """Why nothing can be judged by the floor that would be: the reference's, or the run's where that has none."""
+    for one in (reference, run):
+        if one.trace and any(not np.isnan(table.floor).all() for table in one.trace.legs.values()):
+            return unsound(one.name, one.trace)
+    return []
 
 
 def _other_parameters(reference: Folder, run: Folder) -> Finding | None:
@@ -183,6 +196,20 @@ def _rate(before: Sequence[Row], after: Sequence[Row]) -> Finding | None:
     return None
 
 
+def _unfinished(one: Folder) -> list[str]:
+    asked = cards.at(one.card, "config.steps")
+    if not one.rows or not isinstance(asked, int) or one.rows[-1].step >= asked:
+        return []
+    return [f"{one.name} has {one.rows[-1].step} of its {asked} steps; nothing is said of the others."]
+
+
+def _turned_round(reference: Folder, run: Folder) -> list[str]:
+    mine, theirs = reference.trace, run.trace
+    if mine is None or theirs is None or mine.origin == mine.identity or mine.origin != theirs.identity:
+        return []
+    return [f"{reference.name} was trained --from-trace {run.name}: the other way round more can be judged."]
+
+
 def _by_metrics(verdict: Verdict) -> Verdict:
     """Without two traces only what needs no floor can be said: equal in every digit, or where the numbers part."""
     before, after = verdict.reference.rows, verdict.run.rows
@@ -190,14 +217,20 @@ def _by_metrics(verdict: Verdict) -> Verdict:
     verdict.modes = []
     if shared and len(before) == len(after) and all(mine == theirs for mine, theirs in shared):
         verdict.same = True
-        verdict.notes = [
+        verdict.notes.append(
             f"No trace; but loss, gradient norm and learning rate are equal in every digit over {len(shared)} steps."
-        ]
+        )
         return verdict
     if rate := _rate(before, after):
         verdict.first, verdict.same = rate, False
         return verdict
-    verdict.problems = [
+    for one in (verdict.reference, verdict.run):
+        if not one.rows and one.trace is None:
+            verdict.problems.append(
+                Problem(f"{one.name} has no finished step yet.", found="no line in its metrics.csv", wanted="a run that has begun",
+                        fix=f"ambidex train --resume --out {one.path}")
+            )  # fmt: skip
+    verdict.problems = verdict.problems or [
         Problem("Without two traces nothing says which differences are rounding.", found=_where_losses_part(shared),
                 wanted="two runs that were trained with --trace",
                 fix="train both again with --trace; add --trace-states to the reference and --from-trace to the other for a sharper view")
@@ -240,8 +273,12 @@ def _count(verdict: Verdict, found: Sequence[View]) -> None:
         verdict.not_judged += _not_judged(view)
         if guilty is not None:
             names = [view.keys[n].name for n in range(len(view.keys)) if view.dirty(n)]
-            after |= dict.fromkeys(name for name in names if name not in (guilty.module, guilty.tensor))
+            after |= dict.fromkeys(name for name in names if not _is_part_of(name, guilty))
     verdict.downstream = list(after)
+
+
+def _is_part_of(name: str, guilty: Finding) -> bool:
+    return name in (guilty.module, guilty.tensor) or guilty.tensor.endswith(f" of {name}")
 
 
 def _not_judged(view: View) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from ambidex.compare.align import LEAST, NEAR, View
 from ambidex.compare.fingerprint import BUCKETS, factors
 from ambidex.compare.naming import guilty_backward, guilty_forward, loss_rows, lost_gradient, parent
 
+ALONE = 4.0  # times the error of the next
 STAGES = ("data", "weights", "forward", "stale", "loss", "backward", "accumulation", "clip", "moments", "update",
           "schedule")  # fmt: skip
 MOMENTS = ("momentum", "exp_avg", "exp_avg_sq")
@@ -186,8 +187,10 @@ def _clip(view: View, step: int) -> Finding | None:
     tensors = [n for n in dirty if view.keys[n].kind == "clipped"]
     if tensors and (finding := _handed_down(view, step, tensors, ("gradient",))):
         return finding
+    tensors.sort(key=lambda n: -view.error[n])
     number = tensors[0] if tensors else dirty[0]
-    one = len(tensors) == 1
+    # One that is off by far more than all others drags the norm along, and with it what the others are multiplied by.
+    one = len(tensors) == 1 or (len(tensors) > 1 and view.error[tensors[0]] > ALONE * view.error[tensors[1]])
     module = view.keys[number].name.rpartition(".")[0] if one else "optimizer"
     return finding_of(
         view, number, "clip", module, "The gradients are the same before clipping and not after it."

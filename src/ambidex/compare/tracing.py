@@ -188,6 +188,16 @@ def check_reference(folder: str) -> None:
         states.open_reference(Path(folder))
 
 
+def warn_of_other_settings(reference: Path, run: Run) -> None:
+    """Say before the training what `compare` would say after it."""
+    try:
+        problems = cards.why_not(read_card(reference), run.card)
+    except Problems:
+        return  # a reference whose card is gone has states all the same
+    for problem in problems:
+        line("trace", f"compare will refuse this run: {problem.found}; wanted {problem.wanted}")
+
+
 def observer(trainer: Trainer, run: Run, rebuild: Callable[[str, str], Trainer]) -> Observer:
     """The observer that the settings ask for. Raises Problems where --from-trace names nothing to start from."""
     settings = trainer.settings
@@ -197,4 +207,5 @@ def observer(trainer: Trainer, run: Run, rebuild: Callable[[str, str], Trainer])
     if settings.from_trace:
         reference = states.open_reference(Path(settings.from_trace))
         reference = _fitting(reference, trainer)
+        warn_of_other_settings(Path(settings.from_trace), run)
     return Tracing(trainer, run, rebuild, reference)
