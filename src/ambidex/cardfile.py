@@ -38,9 +38,7 @@ def read_card(path: Path) -> dict[str, Any]:
         raise Problems(
             Problem(
                 "There is no run here.",
-                found=f"{path}: no {CARD}"
-                if path.is_dir()
-                else f"{path}: {'a file' if path.exists() else 'no such folder'}",
+                found=f"{path}: no {CARD}" if path.exists() else f"{path}: no such folder",
                 wanted=wanted,
                 fix="ambidex top lists the runs in a folder; ambidex train makes one",
             ),
