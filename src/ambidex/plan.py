@@ -42,8 +42,9 @@ def memory(settings: Settings, shape: Shape, precision: str) -> Memory:
 
     Activations are what `model.py` keeps of each block for backward. In fp32 at every precision: input and normalised
     input of its four norms. At the run's precision: queries, keys and values as attention gets them, the inputs of
-    its products (in low precision each product casts its own), attention's weights where they are kept, gate, its SiLU, up, and their product. Backward adds
-    some five gradients as wide as the feed-forward layer. The loss (`loss.py`) holds logits, log-softmax and gradient.
+    its products (in low precision each product casts its own), attention's weights where a sequence is one block
+    of them, gate, its SiLU, up, and their product. Backward adds some five gradients as wide as the feed-forward
+    layer. The loss (`loss.py`) holds logits, log-softmax and gradient.
     """
     width, feed_forward, parameters = shape.width, shape.feed_forward, sum(shape.parameters().values())
     tokens = (settings.micro_batch_size or settings.batch_size) * settings.context
@@ -51,9 +52,7 @@ def memory(settings: Settings, shape: Shape, precision: str) -> Memory:
     norms = 4 * (6 * width + 2 * shape.kv_heads * shape.head_width)
     products = low * (3 * width + (3 if low == 4 else 6) * width + 4 * feed_forward)
     if low == 2 and settings.context <= QUERIES:
-        products += (
-            low * shape.heads * settings.context
-        )  # attention's weights, which a single block of it keeps
+        products += low * shape.heads * settings.context
     moments = moment_bytes(settings, shape)
     logits = (
         12 if low == 4 else 14

@@ -134,15 +134,10 @@ def side_by_side(parts: Sequence[Tensor]) -> Tensor:
     strides = [1] * len(wide)
     for n in range(len(wide) - 2, -1, -1):
         strides[n] = strides[n + 1] * wide[n + 1]
-    place = first.storage_offset()
+    storage, place = first.untyped_storage().data_ptr(), first.storage_offset()
     for part in parts:
-        there = part.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
-        if (
-            not there
-            or part.storage_offset() != place
-            or part.stride() != tuple(strides)
-            or part.dtype != first.dtype
-        ):
+        where = part.untyped_storage().data_ptr(), part.storage_offset(), list(part.stride()), part.dtype
+        if where != (storage, place, strides, first.dtype):
             return torch.cat(list(parts), dim=-1)
         place += part.shape[-1]
     return first.as_strided(wide, strides)
