@@ -50,7 +50,8 @@ def test_a_lap_of_ours_is_a_whole_training_and_ends_when_its_loss_is_known(monke
     start = race.child
     monkeypatch.setattr(race, "child", lambda module: start([*module, *short, "--evaluate-every", "2"]))
     lap = race.our_lap("quick", 2, text, seed=3)
-    assert lap.tokens == 2 * 16 * 64
+    preset = config.resolve({"preset": "quick"}, environment={}).settings
+    assert lap.tokens == 2 * preset.batch_size * preset.context
     assert 0 < lap.val_loss < 10
     assert 0 < lap.seconds < lap.until_prompt
 

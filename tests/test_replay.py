@@ -111,6 +111,7 @@ def built(story: Any, cache: Any, device: str, precision: str, **settings: Any) 
         {"micro_batch_size": 1},
         {"compile": True},
         {"clip": 0.01},
+        {"ngrams": 3},
     ],
     ids=str,
 )

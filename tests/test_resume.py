@@ -45,8 +45,9 @@ def short_story(tmp_path_factory: pytest.TempPathFactory, story: Path) -> Path:
         {"optimizer": "muon"},
         {"precision": "bf16"},
         {"micro_batch_size": 2, "schedule": "wsd", "kv_heads": 2},
+        {"ngrams": 3, "ngram_rows": 64},
     ],
-    ids=["adamw", "muon", "bf16", "micro-batches"],
+    ids=["adamw", "muon", "bf16", "micro-batches", "n-grams"],
 )
 def test_killed_and_resumed_equals_straight_through(tmp_path, short_story, monkeypatch, numbers):
     # Steps 3, 6, 9 and 12 are saved, 4, 8 and 12 evaluated; the text is 21 sequences long, so an epoch ends within
@@ -264,7 +265,15 @@ def test_resume_without_out_finds_a_run_whose_card_is_older_than_a_setting(tmp_p
     stopped_early(monkeypatch, 8, *words)
     path = tmp_path / "runs" / "nano-001" / "card.json"
     card = json.loads(path.read_text())
-    for newer in ("residual_init", "trace_band", "step_timeout", "collective_timeout", "non_finite"):
+    for newer in (
+        "residual_init",
+        "ngrams",
+        "ngram_rows",
+        "trace_band",
+        "step_timeout",
+        "collective_timeout",
+        "non_finite",
+    ):
         del card["config"][newer]
     path.write_text(json.dumps(card))
     assert train(*words) == 0

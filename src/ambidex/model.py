@@ -1,6 +1,7 @@
 """A decoder-only transformer: RMSNorm, RoPE, QK-norm, SwiGLU, grouped-query attention.
 
-Module names and weight layout are those of Hugging Face's Qwen3, so a checkpoint exports without surgery.
+Module names and weight layout are those of Hugging Face's Qwen3, so a checkpoint exports without surgery; what that
+layout has no place for is off until somebody asks for it (`ngrams.py`).
 Shapes in comments: B sequences, T tokens, W width, H query heads, K key/value heads, D width of a head,
 F feed-forward width, V vocabulary.
 """
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ambidex.ngrams import NGramEmbedding
 from ambidex.products import chosen, linear, linears
 from ambidex.randomness import symmetric
 
@@ -33,6 +35,8 @@ class Shape:
     rope_base: float = 10_000.0
     norm_epsilon: float = 1e-6
     residual_init: float = 1.0
+    ngrams: int = 1  # tokens of the longest group that has a row of its own
+    ngram_rows: int = 8192
 
     @property
     def head_width(self) -> int:
@@ -44,11 +48,14 @@ class Shape:
         attention = 2 * self.width * self.width + 2 * self.width * kv_width + 2 * self.head_width
         counts = {
             "embedding": self.vocabulary_size * self.width,
+            "n-grams": (self.ngrams - 1) * self.ngram_rows * self.width,
             "attention": self.layers * attention,
             "feed-forward": self.layers * 3 * self.width * self.feed_forward,
             "norms": (2 * self.layers + 1) * self.width,
         }
-        return counts if self.tied else counts | {"head": self.vocabulary_size * self.width}
+        if not self.tied:
+            counts["head"] = self.vocabulary_size * self.width
+        return {part: count for part, count in counts.items() if count}
 
     def operations_per_token(self, context: int | None = None) -> int:
         """Floating-point operations of one training token: products only, forward (1x) and backward (2x).
@@ -95,11 +102,18 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
 
 
 class Cache:
-    """Keys and values of the tokens so far, for sampling: one (B, K, T, D) pair a layer."""
+    """What sampling keeps of the tokens so far: themselves, (B, T), and their keys and values, a (B, K, T, D) pair a layer."""
 
     def __init__(self) -> None:
-        self.length = 0
+        self.tokens: Tensor | None = None
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def length(self) -> int:
+        return 0 if self.tokens is None else self.tokens.shape[1]
+
+    def follow(self, tokens: Tensor) -> None:
+        self.tokens = tokens if self.tokens is None else torch.cat((self.tokens, tokens), dim=1)
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         if layer in self._layers:
@@ -187,6 +201,9 @@ class Decoder(nn.Module):
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(shape.vocabulary_size, shape.width)
+        self.embed_ngrams = (
+            NGramEmbedding(shape.ngrams, shape.ngram_rows, shape.width) if shape.ngrams > 1 else None
+        )
         self.layers = nn.ModuleList(Block(shape, layer) for layer in range(shape.layers))
         self.norm = RMSNorm(shape.width, shape.norm_epsilon)
         cosine, sine = rotation_tables(shape.context, shape.head_width, shape.rope_base)
@@ -201,10 +218,13 @@ class Decoder(nn.Module):
         rows = slice(start, start + tokens.shape[1])
         cosine, sine = self.cosine[rows], self.sine[rows]  # (T, D)
         x = self.embed_tokens(tokens)
+        if self.embed_ngrams is not None:
+            earlier = cache.tokens if cache is not None else None
+            x = x + self.embed_ngrams(tokens, tokens[:, :0] if earlier is None else earlier)
         for block in self.layers:
             x = block(x, cosine, sine, cache)
         if cache is not None:
-            cache.length += tokens.shape[1]
+            cache.follow(tokens)
         return self.norm(x)  # type: ignore[no-any-return]
 
 
@@ -231,7 +251,8 @@ def initialise(model: LanguageModel, seed: int) -> None:
     """Fill the weights, the same bytes on every machine (`randomness.py`).
 
     Matrices get a deviation of 1/sqrt(fan in); what a block adds to the residual stream is scaled down by the square
-    root of the number of such additions (Radford et al., 2019), and by the shape's ``residual_init``; norms start at 1.
+    root of the number of such additions (Radford et al., 2019), and, as rows of n-grams are, by the shape's
+    ``residual_init``; norms start at 1.
     Each tensor has a stream of its own, so adding a layer changes no other layer.
     """
     additions = 2 * model.shape.layers
@@ -239,8 +260,13 @@ def initialise(model: LanguageModel, seed: int) -> None:
         if weight.ndim == 1:
             weight.fill_(1.0)
             continue
-        deviation = 0.02 if "embed_tokens" in name else weight.shape[1] ** -0.5
+        deviation = 0.02 if "embed_" in name else weight.shape[1] ** -0.5
         if name.endswith(("o_proj.weight", "down_proj.weight")):
             deviation *= model.shape.residual_init / additions**0.5
+        elif "embed_ngrams" in name:
+            deviation *= model.shape.residual_init
+        if not deviation:
+            weight.zero_()
+            continue
         numbers = symmetric(seed, name, weight.numel(), deviation)
         weight.copy_(torch.from_numpy(numbers).view(weight.shape))

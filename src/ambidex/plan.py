@@ -33,7 +33,7 @@ def shape_of(settings: Settings, vocabulary_size: int) -> Shape:
     s = settings
     return Shape(
         vocabulary_size, s.layers, s.width, s.heads, s.kv_heads, s.feed_forward, s.context,
-        s.tied, s.rope_base, s.norm_epsilon, s.residual_init,
+        s.tied, s.rope_base, s.norm_epsilon, s.residual_init, s.ngrams, s.ngram_rows,
     )  # fmt: skip
 
 

@@ -30,6 +30,11 @@ def show_size(settings: Settings, shape: Shape, device: Device) -> None:
         f"{settings.preset}: {sum(parts.values()):,} parameters, {shape.layers} layer{'s' * (shape.layers != 1)} of width {shape.width}",
     )
     line("", ", ".join(f"{part} {count:,}" for part, count in parts.items()))
+    if shape.ngrams > 1:
+        line(
+            "",
+            f"groups of up to {shape.ngrams} tokens have rows of their own, which no other program can load: with --ngrams 1 it exports",
+        )
     needed, free = plan.memory(settings, shape, device.precision), device.free_bytes()
     room = f" of {plan.spell_bytes(free)} free" if free is not None else ""
     line("memory", f"about {plan.spell_bytes(needed.total)}{room} (an estimate: "

@@ -342,6 +342,19 @@ def test_every_setting_is_either_free_or_must_be_equal() -> None:
     }
 
 
+def test_a_run_older_than_a_setting_is_the_same_training_as_a_new_one_that_leaves_it_alone() -> None:
+    pytest.importorskip("pydantic")
+    from ambidex import config
+
+    assert {name: config.fields()[name].default for name in cards.BEFORE} == cards.BEFORE
+    new = {"config": {"steps": 12, **cards.BEFORE}}
+    assert cards.why_not({"config": {"steps": 12}}, new) == []
+    assert cards.why_not(new, {"config": {"steps": 12}}) == []
+    (problem,) = cards.why_not({"config": {"steps": 12}}, {"config": {"steps": 12, "ngrams": 3}})
+    assert "--ngrams 3" in str(problem)
+    assert "--ngrams 1" in str(problem)
+
+
 def test_the_floor_is_never_below_half_a_unit_in_the_last_place() -> None:
     reference = table(floor=0.0)
     key = Key(0, "output", "lm_head")

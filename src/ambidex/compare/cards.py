@@ -16,6 +16,9 @@ FREE = frozenset(
       "from_trace", "compile", "fused", "replay", "micro_batch_size", "precision"}
 )  # fmt: skip
 
+# What runs did that are older than a setting, so that its coming parts no old run from a new one.
+BEFORE: Mapping[str, Any] = {"residual_init": 1.0, "ngrams": 1, "ngram_rows": 8192}
+
 MATTERS = (
     ("build.torch", "another build: other kernels"),
     ("device.name", "another device: other kernels"),
@@ -64,7 +67,7 @@ def kind(reference: Mapping[str, Any], run: Mapping[str, Any]) -> str:
 
 def why_not(reference: Mapping[str, Any], run: Mapping[str, Any]) -> list[Problem]:
     """Everything because of which the two are not the same training; empty where they are."""
-    before, after = reference.get("config", {}), run.get("config", {})
+    before, after = ({**BEFORE, **card.get("config", {})} for card in (reference, run))
     names = sorted(name for name in {*before, *after} - FREE if before.get(name) != after.get(name))
     problems = [
         Problem("The runs have different settings.", found=f"{_flag(name)} {_shown(after.get(name))}",

@@ -21,6 +21,7 @@ from ambidex.errors import Exit, Problem, Problems
 from ambidex.escaping import one_line
 from ambidex.export import huggingface, llama, modelcard
 from ambidex.files import read_small, replace_synced, sync_folder, write_synced
+from ambidex.model import Shape
 from ambidex.resume import check_place
 from ambidex.runs import PLOT, Run, cannot_write
 from ambidex.screen import line
@@ -44,6 +45,7 @@ def export(path: Path | str, kind: str, to: Path | str) -> Path:
     found = trained.newest(run)
     for words in found.skipped:
         print(words, file=sys.stderr)
+    check_layout(found.model.shape)
     unfinished = target.absolute().parent / f".{target.absolute().name}.{os.getpid()}"
     try:
         unfinished.mkdir(parents=True)
@@ -81,6 +83,16 @@ def check(kind: str, target: Path) -> None:
             code = wrong.exit_code
     if problems:
         raise Problems(problems, code)
+
+
+def check_layout(shape: Shape) -> None:
+    """Raise Problems where the model has what neither format has a place for."""
+    if shape.ngrams > 1:
+        raise Problems(
+            Problem("This model cannot be exported: Qwen3's layout has no place for rows of groups of tokens.",
+                    found=f"a run with --ngrams {shape.ngrams}", wanted="--ngrams 1 when it is trained",
+                    fix="train once more with --ngrams 1; `ambidex sample` reads the run as it is")
+        )  # fmt: skip
 
 
 def _check_not_here(to: Path | str) -> None:
