@@ -63,5 +63,10 @@ def adamw_reference(train: Train) -> Path:
 
 
 @pytest.fixture(scope="session")
+def ngrams_reference(train: Train) -> Path:
+    return train(floor=True, trace_states=True, ngrams=4, ngram_rows=256)
+
+
+@pytest.fixture(scope="session")
 def bf16_reference(train: Train) -> Path:
     return train(floor=True, trace_states=True, precision="bf16")

@@ -36,6 +36,7 @@ from faults.fresh import FRESH  # noqa: E402
 from faults.frozen import FROZEN  # noqa: E402
 from faults.known import FAULTS  # noqa: E402
 from faults.ladder import LADDER  # noqa: E402
+from faults.ngrams import NGRAMS  # noqa: E402
 from faults.planting import Fault  # noqa: E402
 
 import ambidex  # noqa: E402
@@ -76,7 +77,7 @@ SEEDS = {
 }
 CASE = "case.json"
 NAMED = 0.95  # of the faults that change anything
-GROUPS = {"known": FAULTS + BLIND, "frozen": FROZEN, "again": AGAIN, "fresh": FRESH}
+GROUPS = {"known": FAULTS + BLIND, "frozen": FROZEN, "again": AGAIN, "fresh": FRESH, "n-grams": NGRAMS}
 
 
 class Bench:
@@ -278,12 +279,19 @@ def judge_again(bench: Bench) -> None:
         bench.keep({**row, "seconds": round(time.perf_counter() - started, 2)})
 
 
+def faults_of(config: str, group: str, every: int = 1) -> list[Fault]:
+    """The faults of a group that a configuration can have."""
+    optimizer, ngrams = CONFIGS[config].get("optimizer", "muon"), CONFIGS[config].get("ngrams", 1)
+    if group == "n-grams" and ngrams == 1:
+        return []
+    return [fault for fault in GROUPS[group][::every] if fault.optimizer in ("", optimizer)]
+
+
 def faults(bench: Bench, configs: list[str], groups: list[str], every: int) -> None:
     for config in configs:
         for group in groups:
-            for fault in GROUPS[group][::every]:
-                if fault.optimizer in ("", CONFIGS[config].get("optimizer", "muon")):
-                    one_fault(bench, "faults", group, config, 0, fault, floor=False)
+            for fault in faults_of(config, group, every):
+                one_fault(bench, "faults", group, config, 0, fault, floor=False)
 
 
 def ladder(bench: Bench, configs: list[str]) -> None:
@@ -323,8 +331,8 @@ def others(bench: Bench, configs: list[str], groups: list[str]) -> None:
         reference = bench.work / "rivals-reference"
         shutil.rmtree(reference, ignore_errors=True)
         bench.train(config, 0, reference, floor=False, watching=rivals.watching)
-        optimizer, layers = CONFIGS[config].get("optimizer", "muon"), {**SMALL, **CONFIGS[config]}["layers"]
-        bad = [f for group in groups for f in GROUPS[group] if f.optimizer in ("", optimizer)]
+        layers = {**SMALL, **CONFIGS[config]}["layers"]
+        bad = [fault for group in groups for fault in faults_of(config, group)]
         good = [leg for leg in BENIGN if "compile" not in leg.settings and leg.is_honest()]
         cases = [
             (f.name, f.plant, {"of": "faults", "stage": f.stage, "module": f.module_of(layers)}, {})
@@ -374,7 +382,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--results", type=Path)
     parser.add_argument("--configs", default=",".join(CONFIGS))
-    parser.add_argument("--groups", default="known,frozen,again,fresh")
+    parser.add_argument("--groups", default=",".join(GROUPS))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument(
         "--quick",

@@ -9,6 +9,7 @@ import pytest
 from faults.again import AGAIN
 from faults.frozen import FROZEN
 from faults.known import FAULTS
+from faults.ngrams import NGRAMS
 from faults.planting import Fault
 
 from ambidex.compare.command import compare
@@ -21,6 +22,7 @@ BY_PROJECTION = (
     "a bias of 1e-4 behind o_proj",
     "weight of the step before, one projection",
 )
+OF_GROUPS = ("one group has its neighbour's row", "the table's gradient x 1.0001", "the table not decayed")
 MENDED = ("gradient through one block's by-pass lost", "rate x 1.00005", "rate of the step before")
 
 
@@ -54,6 +56,14 @@ def test_a_by_pass_and_a_rate_are_told_from_what_they_look_like(
 ) -> None:
     adamw = {"optimizer": "adamw", "learning_rate": 3e-3}
     verdict = judged(fault, train, adamw_reference, from_trace=str(adamw_reference), **adamw)
+    assert named_right(fault, verdict), verdict.first
+
+
+@pytest.mark.parametrize("fault", [f for f in NGRAMS if f.name in OF_GROUPS], ids=lambda f: f.name)
+def test_the_table_of_groups_of_tokens_is_named(fault: Fault, train: Any, ngrams_reference: Path) -> None:
+    verdict = judged(
+        fault, train, ngrams_reference, from_trace=str(ngrams_reference), ngrams=4, ngram_rows=256
+    )
     assert named_right(fault, verdict), verdict.first
 
 
