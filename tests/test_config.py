@@ -45,6 +45,18 @@ def test_every_preset_sets_the_same_keys_so_that_a_copy_of_one_rests_on_no_other
     assert all(found == keys["nano"] for found in keys.values())
 
 
+def test_what_a_preset_gives_is_said_to_be_that_presets_own():
+    chosen = resolved({"preset": "quick"})
+    assert chosen.origins["steps"] == chosen.origins["ngrams"] == "preset quick"
+    assert chosen.origins["preset"] == "flag --preset"
+
+
+def test_rows_that_nobody_looks_up_tell_no_two_runs_apart():
+    none, default = resolved({"preset": "quick", "ngrams": "1"}), resolved()
+    assert none.settings.ngram_rows == default.settings.ngram_rows
+    assert resolved({"preset": "quick"}).settings.ngram_rows != default.settings.ngram_rows
+
+
 def test_a_preset_may_be_chosen_by_every_source(tmp_path):
     file = tmp_path / "mine.toml"
     file.write_text('preset = "mini"\n')
@@ -80,6 +92,7 @@ def test_all_errors_of_all_sources_come_at_once_each_with_its_place(tmp_path):
         ({"batch_size": "10", "micro_batch_size": "4"}, "--micro-batch-size 5"),
         ({"tokenizer": "bpe", "vocabulary_size": "100"}, "257"),
         ({"precision": "fp16", "device": "cpu"}, "--precision auto"),
+        ({"ngrams": "9", "context": "8"}, "--ngrams 8"),
     ],
 )
 def test_what_is_right_by_itself_and_wrong_together_is_refused_with_the_nearest_that_is_right(flags, said):

@@ -39,6 +39,17 @@ def test_what_is_next_after_a_run_is_to_use_it(run):
     assert welcome.next_steps(run.parent)[0][0] == f"ambidex sample {run}"
 
 
+def test_an_export_is_next_where_there_can_be_one(run, tmp_path):
+    def offered(runs):
+        return [typed for typed, _ in welcome.next_steps(runs) if typed.startswith("ambidex export")]
+
+    assert offered(run.parent)
+    shutil.copytree(run, tmp_path / "runs" / "with-groups")
+    card = tmp_path / "runs" / "with-groups" / "card.json"
+    card.write_text(card.read_text("utf-8").replace('"ngrams": 1', '"ngrams": 3'), "utf-8")
+    assert not offered(tmp_path / "runs")
+
+
 def test_what_is_next_after_half_a_run_is_to_go_on(run, tmp_path):
     shutil.copytree(run, tmp_path / "a run" / "half")
     card = tmp_path / "a run" / "half" / "card.json"

@@ -31,6 +31,20 @@ def test_activations_and_loss_grow_with_the_micro_batch_and_the_rest_does_not() 
     assert two["activations"] == pytest.approx(2 * one["activations"], abs=2)
 
 
+def test_a_table_of_groups_of_tokens_counts_with_its_gradient_its_moments_and_what_is_looked_up() -> None:
+    (_, without), (settings, with_groups) = planned(), planned(ngrams=3, ngram_rows=1000)
+    table = 4 * 2 * 1000 * settings.width
+    more = {part: with_groups.parts[part] - without.parts[part] for part in without.parts}
+    looked_up = settings.batch_size * settings.context * 2 * (8 * settings.width + 8)
+    assert more == {
+        "weights": table,
+        "gradients": table,
+        "optimizer": 2 * table,
+        "activations": looked_up,
+        "loss": 0,
+    }
+
+
 def test_muon_keeps_one_moment_for_the_matrices_of_the_blocks() -> None:
     from ambidex.model import LanguageModel
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,9 +13,9 @@ from tiny import ambidex, train_words
 SHAPE = Shape(vocabulary_size=23, layers=1, width=16, heads=2, kv_heads=1, feed_forward=24, context=8)
 
 
-@pytest.fixture(scope="module")
-def model() -> LanguageModel:
-    model = LanguageModel(SHAPE)
+@pytest.fixture(scope="module", params=[1, 4], ids=["tokens", "groups of four"])
+def model(request: pytest.FixtureRequest) -> LanguageModel:
+    model = LanguageModel(replace(SHAPE, ngrams=request.param, ngram_rows=97))
     initialise(model, 0)
     return model
 

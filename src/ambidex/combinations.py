@@ -70,6 +70,18 @@ def impossible(settings: Settings) -> list[tuple[tuple[str, ...], Problem]]:
                 ),
             )
         )
+    if s.ngrams > s.context:
+        found.append(
+            (
+                ("ngrams", "context"),
+                Problem(
+                    "A group of tokens is longer than a sequence.",
+                    found=f"--ngrams {s.ngrams} --context {s.context}",
+                    wanted="groups of at most as many tokens as a sequence has",
+                    fix=f"--ngrams {s.context}",
+                ),
+            )
+        )
     if s.precision == "fp16" and s.device in ("cpu", "mps"):
         found.append(
             (

@@ -65,11 +65,12 @@ def bench(arguments: list[str]) -> int:
     parser.add_argument(
         "--rounds", type=int, default=5, help="pairs of runs for --to-loss, each with its seed [5]"
     )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first round of --to-loss [0]")
     parser.add_argument("--json", action="store_true", help="for a program to read")
     options = parser.parse_args(arguments)
     wrong = [
         Problem(f"{flag} has a value that it cannot have.", found=str(value), wanted=f"{least} or more")
-        for flag, value, least in (("--threads", options.threads, 0), ("--steps", options.steps, 1),
+        for flag, value, least in (("--seed", options.seed, 0), ("--threads", options.threads, 0), ("--steps", options.steps, 1),
                                     ("--rounds", options.rounds, 1), ("--to-loss", options.to_loss, 0)) if not value >= least
     ]  # fmt: skip
     if options.to_loss and not options.data:
@@ -80,7 +81,9 @@ def bench(arguments: list[str]) -> int:
     if options.to_loss:
         from ambidex import race
 
-        return race.run(options.to_loss, options.data, options.preset, options.rounds, options.json)
+        return race.run(
+            options.to_loss, options.data, options.preset, options.rounds, options.seed, options.json
+        )
     from ambidex import bench as room
 
     return room.run(options.preset or "nano", options.precision, options.threads, options.steps, options.json)

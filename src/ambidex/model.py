@@ -260,13 +260,12 @@ def initialise(model: LanguageModel, seed: int) -> None:
         if weight.ndim == 1:
             weight.fill_(1.0)
             continue
-        deviation = 0.02 if "embed_" in name else weight.shape[1] ** -0.5
+        deviation = 0.02 if ".embed_" in name else weight.shape[1] ** -0.5
         if name.endswith(("o_proj.weight", "down_proj.weight")):
             deviation *= model.shape.residual_init / additions**0.5
-        elif "embed_ngrams" in name:
+        elif name.endswith("embed_ngrams.weight"):
             deviation *= model.shape.residual_init
-        if not deviation:
-            weight.zero_()
-            continue
+            if not deviation:  # a table may be large
+                continue
         numbers = symmetric(seed, name, weight.numel(), deviation)
         weight.copy_(torch.from_numpy(numbers).view(weight.shape))

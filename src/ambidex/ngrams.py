@@ -1,9 +1,9 @@
 """Several tokens at once: beside its own row, a token has one for the last two, one for the last three, and so on.
 
-What two layers of attention would first have to learn, which token stood before this one, is looked up instead, without a
-product. Groups of tokens are far too many for a row each, so a group's row is found by a rolling polynomial hash, and
-groups that hash alike share one (Huang et al., "Over-Tokenized Transformer", 2025; of bytes: Pagnoni et al., "Byte Latent
-Transformer", 2024). Qwen3's layout has no place for such a table. Shapes in comments: B sequences, T tokens, W width.
+Which tokens stood before this one is looked up, without a product, where blocks would first have to learn to attend to them.
+Groups of tokens are far too many for a row each, so a group's row is found by a hash, and groups that hash alike share one
+(Huang et al., "Over-Tokenized Transformer", 2025; of bytes: Pagnoni et al., "Byte Latent Transformer", 2024). Qwen3's layout
+has no place for such a table. Shapes in comments: B sequences, T tokens, W width.
 """
 
 from __future__ import annotations
@@ -12,16 +12,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-PRIME = 2**31 - 1
-MULTIPLIER = 48_271  # a primitive root of that prime (Park, Miller and Stockmeyer, 1993), so its powers spread over all of it
+from ambidex.randomness import uniform
+
+BITS = 43  # of a hash: a token below 2**20 times a multiplier of so many bits stays within int64
+TAKEN = 32  # of these, the upper ones, which every bit of every token reaches
+
+
+def multipliers(count: int) -> list[int]:
+    """Odd numbers of `BITS` bits, one for each place of a group, the same everywhere."""
+    return [int(number * 2**BITS) | 1 for number in uniform(0, "n-grams", count)]
 
 
 class NGramEmbedding(nn.Module):
-    """The sum of the rows of the groups that end in each token: of 2 to ``longest`` tokens, ``rows`` for each length."""
+    """The sum of the rows of the groups that end in each token: of 2 to ``longest`` tokens, ``rows`` for each length.
+
+    A group's hash is the sum of its tokens, each times its place's multiplier, of which the upper bits count (multiply-shift:
+    Dietzfelbinger et al., 1997); without a division, which not every device does exactly on integers of 64 bits.
+    """
 
     def __init__(self, longest: int, rows: int, width: int) -> None:
         super().__init__()
         self.longest, self.rows = longest, rows
+        self.multipliers = multipliers(longest)
         self.weight = nn.Parameter(torch.zeros((longest - 1) * rows, width))
 
     def forward(self, tokens: Tensor, earlier: Tensor) -> Tensor:
@@ -33,10 +45,10 @@ class NGramEmbedding(nn.Module):
         """Number of the row of each group, (B, T, longest - 1). What lies before the first token counts as token -1."""
         length = tokens.shape[1]
         known = F.pad(torch.cat((earlier, tokens), dim=1), (self.longest, 0), value=-1) + 1
-        hashed, factor, found = known[:, -length:], 1, []
-        for back in range(1, self.longest):
-            factor = factor * MULTIPLIER % PRIME
-            # Below 2**20 tokens and 2**31: nowhere near the end of int64.
-            hashed = (hashed + known[:, -length - back : -back] * factor) % PRIME
-            found.append(hashed % self.rows + (back - 1) * self.rows)
+        end, low = known.shape[1], 2**BITS - 1
+        hashed, found = (known[:, -length:] * self.multipliers[0]) & low, []
+        for back, multiplier in enumerate(self.multipliers[1:], start=1):
+            hashed = (hashed + known[:, end - length - back : end - back] * multiplier) & low
+            row = (hashed >> (BITS - TAKEN)) * self.rows >> TAKEN
+            found.append(row + (back - 1) * self.rows)
         return torch.stack(found, dim=2)

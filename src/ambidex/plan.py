@@ -53,6 +53,7 @@ def memory(settings: Settings, shape: Shape, precision: str) -> Memory:
     products = low * (3 * width + (3 if low == 4 else 6) * width + 4 * feed_forward)
     if low == 2 and settings.context <= QUERIES:
         products += low * shape.heads * settings.context
+    groups = tokens * (shape.ngrams - 1) * (8 * width + 8)  # rows looked up, their gradients, their numbers
     moments = moment_bytes(settings, shape)
     logits = (
         12 if low == 4 else 14
@@ -63,7 +64,8 @@ def memory(settings: Settings, shape: Shape, precision: str) -> Memory:
             "gradients": 4 * parameters,
             "optimizer": moments,
             "activations": int(HOLES * shape.layers * tokens * (norms + products))
-            + 5 * tokens * 4 * feed_forward,
+            + 5 * tokens * 4 * feed_forward
+            + groups,
             "loss": tokens * shape.vocabulary_size * logits,
         }
     )

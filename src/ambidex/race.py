@@ -1,7 +1,8 @@
 """`ambidex bench --to-loss`: seconds from the shell's prompt to a validation loss, ours beside a plain loop's, in turns.
 
-Ours is `ambidex train` as anyone types it; the other is `ambidex.plain`. Both start in a process of their own, both
-read the same file, hold out its last tenth, learn characters, and measure all of the held-out part once, at the end.
+Ours is `ambidex train` as anyone types it, evaluated at its end alone; the other is `ambidex.plain`. Both start in a
+process of their own, read the same file, hold out its last tenth, learn characters, and measure all of the held-out part
+once, at the end.
 How many steps each takes stands in its recipe beforehand. Every round has another seed.
 """
 
@@ -37,17 +38,17 @@ class Lap:
     tokens: int
 
 
-def run(target: float, data: str, preset: str, rounds: int, as_json: bool) -> int:
+def run(target: float, data: str, preset: str, rounds: int, first_seed: int, as_json: bool) -> int:
     """Race, print, and return the exit code. Raises Problems where the text or the preset is not there."""
     if not Path(data).is_file():
         raise Problems(Problem("There is no such text.", found=data, wanted="one text file in UTF-8",
                                fix="ambidex bench --to-loss 1.88 --data PATH"), Exit.DATA)  # fmt: skip
     steps = config.resolve({"preset": preset or PRESET}).settings.steps
     ours, plain = [], []
-    for seed in range(rounds):
+    for number, seed in enumerate(range(first_seed, first_seed + rounds), start=1):
         ours.append(our_lap(preset or PRESET, steps, data, seed))
         plain.append(plain_lap(data, seed))
-        print(f"round {seed + 1} of {rounds}: ours {ours[-1].seconds:.1f} s, {ours[-1].val_loss:.4f}; "
+        print(f"round {number} of {rounds}: ours {ours[-1].seconds:.1f} s, {ours[-1].val_loss:.4f}; "
               f"plain {plain[-1].seconds:.1f} s, {plain[-1].val_loss:.4f}", file=sys.stderr, flush=True)  # fmt: skip
     cpu = processor.look()
     report = {
@@ -71,7 +72,7 @@ def our_lap(preset: str, steps: int, data: str, seed: int) -> Lap:
         started, began = time.time(), time.perf_counter()
         child([
             "ambidex", "train", "--preset", preset, "--data", data, "--seed", str(seed), "--out", str(out),
-            "--evaluate-every", str(steps), "--sample-tokens", "0",
+            "--evaluate-every", str(steps),
         ])  # fmt: skip
         until_prompt = time.perf_counter() - began
         metrics = out / "metrics.csv"

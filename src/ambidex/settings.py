@@ -123,16 +123,16 @@ class Settings(BaseModel):
     )
 
     residual_init: float = setting(
-        1.0, "First size of what blocks and n-grams add to a token, as a part of the usual. 0: they start silent.",
+        1.0, "First size of what blocks and n-grams add to the residual stream, as a part of the usual. 0: they start silent.",
         numeric=True, group="model", ge=0, le=1,
     )  # fmt: skip
 
     ngrams: int = setting(
-        1, "Longest group of tokens that is looked up as one, besides each token. 1: none, as what is to be exported must.",
+        1, "Tokens, up to 16, of the longest group that a second table looks up as one. 1: no such table, as an export wants.",
         numeric=True, group="model", ge=1, le=16,
     )  # fmt: skip
     ngram_rows: int = setting(
-        8192, "Rows for the groups of each length; groups that hash alike share one.",
+        8192, "Rows of that table for the groups of each length; groups that hash alike share one.",
         numeric=True, group="model", ge=1, le=2**24,
     )  # fmt: skip
 

@@ -33,7 +33,7 @@ def show_size(settings: Settings, shape: Shape, device: Device) -> None:
     if shape.ngrams > 1:
         line(
             "",
-            f"groups of up to {shape.ngrams} tokens have rows of their own, which no other program can load: with --ngrams 1 it exports",
+            f"n-grams: a second table, looked up by the last 2 to {shape.ngrams} tokens together; with it the model cannot be exported",
         )
     needed, free = plan.memory(settings, shape, device.precision), device.free_bytes()
     room = f" of {plan.spell_bytes(free)} free" if free is not None else ""
@@ -170,7 +170,8 @@ def show_end(trainer: Trainer, run: Run) -> None:
         loss = evaluated[-1] or 0.0
         line("done", f"validation loss {loss:.4f} nats per token, {bits_per_byte(loss, trainer.tokens):.3f} bits per byte, "
                      f"in {trainer.seconds:.0f} s of training")  # fmt: skip
-    line("see", f"{run.path}{os.sep}{{{runs.PLOT},{runs.SAMPLES},{runs.SUMMARY},{METRICS}}}")
+    there = [name for name in (runs.PLOT, runs.SAMPLES, runs.SUMMARY, METRICS) if (run.path / name).exists()]
+    line("see", f"{run.path}{os.sep}{{{','.join(there)}}}")
     if trainer.settings.from_trace and trainer.step == trainer.settings.steps:
         line("next", shlex.join(["ambidex", "compare", trainer.settings.from_trace, str(run.path)]))
     for command in next_commands(run, trainer.step < trainer.settings.steps):

@@ -6,6 +6,7 @@ import importlib.util
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ambidex.cardfile import CARD, read_card
 from ambidex.errors import Problems
@@ -42,7 +43,8 @@ def next_steps(runs: Path) -> list[tuple[str, str]]:
             ("ambidex train --dry-run", "the plan: device, size, time"),
             ("ambidex train", "a small transformer on text that is on this machine already"),
         ]
-    run, step, steps = newest
+    run, step, config = newest
+    steps = int(config["steps"])
     name = typed([str(run)])
     if is_held(run / LOCK):
         first = (
@@ -57,15 +59,14 @@ def next_steps(runs: Path) -> list[tuple[str, str]]:
         )
     else:
         first = (f"ambidex sample {name}", f"writes text: all of its {steps} steps are trained")
-    return [
-        first,
-        (f"ambidex export {name} --to model", "for transformers"),
-        ("ambidex train", "another run"),
-    ]
+    export = (
+        [(f"ambidex export {name} --to model", "for transformers")] if config.get("ngrams", 1) == 1 else []
+    )
+    return [first, *export, ("ambidex train", "another run")]
 
 
-def _newest(runs: Path) -> tuple[Path, int, int] | None:
-    """The run whose card was written last and that has a checkpoint, its step and its steps. Names only are looked at."""
+def _newest(runs: Path) -> tuple[Path, int, Mapping[str, Any]] | None:
+    """The run whose card was written last and that has a checkpoint, its step and its settings. Of checkpoints names are looked at."""
     try:
         folders = [
             path for path in runs.iterdir() if not path.name.startswith(".") and (path / CARD).is_file()
@@ -78,7 +79,8 @@ def _newest(runs: Path) -> tuple[Path, int, int] | None:
             names = [folder.name for folder in (path / "checkpoints").iterdir()]
             found = [int(match[1]) for name in names if (match := _STEP.fullmatch(name))]
             if found:
-                return path, max(found), int(read_card(path)["config"]["steps"])
+                config = read_card(path)["config"]
+                return path, max(found), {**config, "steps": int(config["steps"])}
         except (OSError, Problems, KeyError, TypeError, ValueError):
             continue
     return None

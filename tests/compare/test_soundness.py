@@ -85,6 +85,18 @@ def traced(path: Path, **options: Any) -> Path:
     return path
 
 
+def test_weights_that_begin_at_nothing_are_a_floor_like_any_others(
+    train: Any, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    settings = {"residual_init": 0.0, "ngrams": 3, "ngram_rows": 64, "steps": 4}
+    reference = train(floor=True, **settings)
+    assert compare([reference, train(floor=True, **settings)])[0].same is True
+    other = compare(
+        [reference, train(floor=True, rope_base=10_000.0, norm_epsilon=1e-6, micro_batch_size=4, **settings)]
+    )
+    assert other[0].same is True
+
+
 def test_a_leg_with_other_data_is_refused_when_it_is_recorded_and_leaves_the_trace_alone(
     tmp_path: Path,
 ) -> None:

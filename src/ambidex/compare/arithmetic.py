@@ -91,4 +91,4 @@ def nudge(model: nn.Module, seed: int) -> None:
     for name, weight in model.named_parameters():
         up = torch.from_numpy(uniform(seed, f"nudge/{name}", weight.numel()) < 0.5).view(weight.shape)
         toward = torch.where(up, torch.tensor(np.inf), torch.tensor(-np.inf)).to(weight)
-        weight.copy_(torch.nextafter(weight, toward))
+        weight.copy_(torch.where(weight == 0, weight, torch.nextafter(weight, toward)))

@@ -67,7 +67,10 @@ def kind(reference: Mapping[str, Any], run: Mapping[str, Any]) -> str:
 
 def why_not(reference: Mapping[str, Any], run: Mapping[str, Any]) -> list[Problem]:
     """Everything because of which the two are not the same training; empty where they are."""
-    before, after = ({**BEFORE, **card.get("config", {})} for card in (reference, run))
+    # A trace of a loop of one's own has no data on its card, and any config.
+    before, after = (
+        {**(BEFORE if "data" in card else {}), **card.get("config", {})} for card in (reference, run)
+    )
     names = sorted(name for name in {*before, *after} - FREE if before.get(name) != after.get(name))
     problems = [
         Problem("The runs have different settings.", found=f"{_flag(name)} {_shown(after.get(name))}",

@@ -21,8 +21,7 @@ from ambidex.errors import Exit, Problem, Problems
 from ambidex.escaping import one_line
 from ambidex.export import huggingface, llama, modelcard
 from ambidex.files import read_small, replace_synced, sync_folder, write_synced
-from ambidex.model import Shape
-from ambidex.resume import check_place
+from ambidex.resume import check_place, settings_of
 from ambidex.runs import PLOT, Run, cannot_write
 from ambidex.screen import line
 from ambidex.trained import Trained
@@ -41,11 +40,10 @@ def export(path: Path | str, kind: str, to: Path | str) -> Path:
     """
     run, target = Run(path), Path(to)
     _check_not_here(to)
-    check(kind, target)
+    check(kind, target, run)
     found = trained.newest(run)
     for words in found.skipped:
         print(words, file=sys.stderr)
-    check_layout(found.model.shape)
     unfinished = target.absolute().parent / f".{target.absolute().name}.{os.getpid()}"
     try:
         unfinished.mkdir(parents=True)
@@ -61,7 +59,7 @@ def export(path: Path | str, kind: str, to: Path | str) -> Path:
     return target
 
 
-def check(kind: str, target: Path) -> None:
+def check(kind: str, target: Path, run: Run) -> None:
     """All that can be wrong before any work is done, at once."""
     problems: list[Problem] = []
     code = int(Exit.USAGE)
@@ -72,6 +70,7 @@ def check(kind: str, target: Path) -> None:
     checks: list[Callable[[], None]] = [
         lambda: check_place(target, "--to"),
         lambda: _check_contents(target, kind),
+        lambda: _check_layout(run),
     ]
     if kind == "gguf":
         checks.append(llama.check)
@@ -85,13 +84,14 @@ def check(kind: str, target: Path) -> None:
         raise Problems(problems, code)
 
 
-def check_layout(shape: Shape) -> None:
+def _check_layout(run: Run) -> None:
     """Raise Problems where the model has what neither format has a place for."""
-    if shape.ngrams > 1:
+    ngrams = settings_of(run.card).ngrams if run.holds_card() else 1
+    if ngrams > 1:
         raise Problems(
-            Problem("This model cannot be exported: Qwen3's layout has no place for rows of groups of tokens.",
-                    found=f"a run with --ngrams {shape.ngrams}", wanted="--ngrams 1 when it is trained",
-                    fix="train once more with --ngrams 1; `ambidex sample` reads the run as it is")
+            Problem("This model cannot be exported: no format has a place for a second table, of groups of tokens.",
+                    found=f"{run.path}, trained with --ngrams {ngrams}", wanted="a model trained with --ngrams 1",
+                    fix="ambidex train with that run's flags, --ngrams 1 and another --out; it learns more slowly (docs/export.md)")
         )  # fmt: skip
 
 

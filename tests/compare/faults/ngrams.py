@@ -74,8 +74,8 @@ def half_the_table(t: Trainer) -> None:
 
 NGRAMS = [
     Fault("rows of the table x 1.0001 at the start", "weights", MODULE, with_built(half_the_table)),
-    Fault("another multiplier of the hash", "forward", MODULE,
-          lambda patch: patch.setattr(ngrams, "MULTIPLIER", 16_807)),
+    Fault("other multipliers of the hash", "forward", MODULE,
+          around(ngrams, "multipliers", lambda o, count: o(count)[::-1])),
     Fault("groups of one token later", "forward", MODULE, rows(one_token_late)),
     Fault("the longest groups left out", "forward", MODULE, rows(shortest_twice)),
     Fault("one group has its neighbour's row", "forward", MODULE, rows(next_row_in_one_place)),
