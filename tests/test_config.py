@@ -52,9 +52,11 @@ def test_what_a_preset_gives_is_said_to_be_that_presets_own():
 
 
 def test_rows_that_nobody_looks_up_tell_no_two_runs_apart():
-    none, default = resolved({"preset": "quick", "ngrams": "1"}), resolved()
-    assert none.settings.ngram_rows == default.settings.ngram_rows
-    assert resolved({"preset": "quick"}).settings.ngram_rows != default.settings.ngram_rows
+    def numeric(**flags):
+        return resolved(flags).settings.numeric()
+
+    assert numeric(ngrams="1", ngram_rows="5") == numeric(ngrams="1")
+    assert numeric(ngrams="2", ngram_rows="5") != numeric(ngrams="2")
 
 
 def test_a_preset_may_be_chosen_by_every_source(tmp_path):

@@ -115,9 +115,6 @@ def resolve(
     settings = _checked(values, origins, problems)
     if problems or settings is None:
         raise Problems(problems, Exit.USAGE)
-    if settings.ngrams == 1 and "ngram_rows" in origins:  # rows that nobody looks up tell no two runs apart
-        del origins["ngram_rows"]
-        settings = settings.model_copy(update={"ngram_rows": fields()["ngram_rows"].default})
     kinds = ("toml", "environment", called_from)
     asked = {
         kind: str(layer["device"])

@@ -363,12 +363,14 @@ def take_time(trainer: Trainer) -> None:
         predicted = settings.batch_size * settings.context
         trainer.evaluate(predicted)
         token_seconds = (trainer.seconds - before) / predicted
-    watched = (
-        9 * (settings.evaluation_tokens or trainer.tokens.validation_tokens)
-        + trainer.tokens.validation_tokens
-    )
-    left = settings.time - took[-1] - token_seconds * watched
-    steps = trainer.group.from_writer(lambda: max(1, math.floor(left / step_seconds)))
+    held_out = trainer.tokens.validation_tokens
+    on_the_way = min(settings.evaluation_tokens or held_out, held_out)
+    fixed = held_out + (0 if settings.evaluate_every else 9 * on_the_way)
+    left = settings.time - took[-1] - token_seconds * fixed
+    each = step_seconds
+    if settings.evaluate_every:
+        each += token_seconds * on_the_way / settings.evaluate_every
+    steps = trainer.group.from_writer(lambda: max(1, math.floor(left / each)))
     trainer.settings = settings.model_copy(update={"steps": steps})
     trainer.schedule = schedule_of(trainer.settings)
     initialise(trainer.model, settings.seed)

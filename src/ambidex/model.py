@@ -265,7 +265,8 @@ def initialise(model: LanguageModel, seed: int) -> None:
             deviation *= model.shape.residual_init / additions**0.5
         elif name.endswith("embed_ngrams.weight"):
             deviation *= model.shape.residual_init
-            if not deviation:  # a table may be large
+            if not deviation:  # numbers for a large table take time
+                weight.zero_()
                 continue
         numbers = symmetric(seed, name, weight.numel(), deviation)
         weight.copy_(torch.from_numpy(numbers).view(weight.shape))

@@ -1,9 +1,9 @@
-"""Several tokens at once: beside its own row, a token has one for the last two, one for the last three, and so on.
+"""A second table: beside its own row, a token has one for the last two tokens, one for the last three, and so on.
 
-Which tokens stood before this one is looked up, without a product, where blocks would first have to learn to attend to them.
-Groups of tokens are far too many for a row each, so a group's row is found by a hash, and groups that hash alike share one
-(Huang et al., "Over-Tokenized Transformer", 2025; of bytes: Pagnoni et al., "Byte Latent Transformer", 2024). Qwen3's layout
-has no place for such a table. Shapes in comments: B sequences, T tokens, W width.
+Which tokens stood before this one is looked up, without a product, where blocks would first have to learn to attend to
+them. Groups of tokens are far too many for a row each, so a group's row is found by a hash, and groups that hash alike
+share one (Huang et al., "Over-Tokenized Transformer", 2025; of bytes: Pagnoni et al., "Byte Latent Transformer", 2024).
+Qwen3's layout has no place for such a table. Shapes in comments: B sequences, T tokens, W width.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from ambidex.randomness import uniform
 
-BITS = 43  # of a hash: a token below 2**20 times a multiplier of so many bits stays within int64
+BITS = (
+    43  # of a hash: times a token's number plus 1, at most 1,000,000, plus such a hash, it stays within int64
+)
 TAKEN = 32  # of these, the upper ones, which every bit of every token reaches
 
 
@@ -26,8 +28,9 @@ def multipliers(count: int) -> list[int]:
 class NGramEmbedding(nn.Module):
     """The sum of the rows of the groups that end in each token: of 2 to ``longest`` tokens, ``rows`` for each length.
 
-    A group's hash is the sum of its tokens, each times its place's multiplier, of which the upper bits count (multiply-shift:
-    Dietzfelbinger et al., 1997); without a division, which not every device does exactly on integers of 64 bits.
+    A group's hash is the sum of its tokens, each times its place's multiplier, of which the upper bits count
+    (multiply-shift: Dietzfelbinger et al., 1997); no remainder is taken, which MPS computed in fp32 up to torch 2.7
+    (pytorch/pytorch#154171).
     """
 
     def __init__(self, longest: int, rows: int, width: int) -> None:
@@ -44,7 +47,7 @@ class NGramEmbedding(nn.Module):
     def rows_of(self, tokens: Tensor, earlier: Tensor) -> Tensor:
         """Number of the row of each group, (B, T, longest - 1). What lies before the first token counts as token -1."""
         length = tokens.shape[1]
-        known = F.pad(torch.cat((earlier, tokens), dim=1), (self.longest, 0), value=-1) + 1
+        known = F.pad(torch.cat((earlier, tokens), dim=1), (self.longest - 1, 0), value=-1) + 1
         end, low = known.shape[1], 2**BITS - 1
         hashed, found = (known[:, -length:] * self.multipliers[0]) & low, []
         for back, multiplier in enumerate(self.multipliers[1:], start=1):

@@ -137,11 +137,12 @@ class Duration:
     seconds: float
     operations: float
     rate: float  # measured operations per second of one product
+    beside: str = ""  # what is not in it
 
     def __str__(self) -> str:
         return (
             f"about {spell_seconds(self.seconds)} (an estimate: {self.operations:.2g} operations, evaluations included, at "
-            f"{USUAL_SHARE:.0%} of the {self.rate / 1e9:,.0f} GFLOP/s that one matrix product reaches here)"
+            f"{USUAL_SHARE:.0%} of the {self.rate / 1e9:,.0f} GFLOP/s that one matrix product reaches here{self.beside})"
         )
 
 
@@ -167,7 +168,8 @@ def duration(settings: Settings, shape: Shape, device: Device, validation_tokens
         + evaluated_tokens(settings, validation_tokens) / 3
     )
     operations = shape.operations_per_token() * tokens
-    return Duration(operations / (rate * USUAL_SHARE), operations, rate)
+    beside = "; the table of n-grams, which is no product, is not in it" if shape.ngrams > 1 else ""
+    return Duration(operations / (rate * USUAL_SHARE), operations, rate, beside)
 
 
 def spell_seconds(seconds: float) -> str:

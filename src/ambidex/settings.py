@@ -123,12 +123,16 @@ class Settings(BaseModel):
     )
 
     residual_init: float = setting(
-        1.0, "First size of what blocks and n-grams add to the residual stream, as a part of the usual. 0: they start silent.",
+        1.0,
+        "First size of what blocks and n-grams add to the residual stream, as a part of the usual. "
+        "0: they start silent.",
         numeric=True, group="model", ge=0, le=1,
     )  # fmt: skip
 
     ngrams: int = setting(
-        1, "Tokens, up to 16, of the longest group that a second table looks up as one. 1: no such table, as an export wants.",
+        1,
+        "Tokens, up to 16, of the longest group that a second table looks up as one. "
+        "1: no such table, as an export wants.",
         numeric=True, group="model", ge=1, le=16,
     )  # fmt: skip
     ngram_rows: int = setting(
@@ -245,7 +249,12 @@ class Settings(BaseModel):
 
     def numeric(self) -> dict[str, Any]:
         """The settings that decide a run's numbers: what "the same configuration" compares."""
-        return {name: getattr(self, name) for name, info in fields().items() if is_numeric(info)}
+        without_effect = {"ngram_rows"} if self.ngrams == 1 else set()
+        return {
+            name: getattr(self, name)
+            for name, info in fields().items()
+            if is_numeric(info) and name not in without_effect
+        }
 
 
 def fields() -> dict[str, FieldInfo]:

@@ -33,7 +33,8 @@ def show_size(settings: Settings, shape: Shape, device: Device) -> None:
     if shape.ngrams > 1:
         line(
             "",
-            f"n-grams: a second table, looked up by the last 2 to {shape.ngrams} tokens together; with it the model cannot be exported",
+            f"n-grams: a second table, looked up by the last 2 to {shape.ngrams} tokens together; "
+            "with it the model cannot be exported",
         )
     needed, free = plan.memory(settings, shape, device.precision), device.free_bytes()
     room = f" of {plan.spell_bytes(free)} free" if free is not None else ""

@@ -44,7 +44,7 @@ def next_steps(runs: Path) -> list[tuple[str, str]]:
             ("ambidex train", "a small transformer on text that is on this machine already"),
         ]
     run, step, config = newest
-    steps = int(config["steps"])
+    steps = config["steps"]
     name = typed([str(run)])
     if is_held(run / LOCK):
         first = (
@@ -66,7 +66,10 @@ def next_steps(runs: Path) -> list[tuple[str, str]]:
 
 
 def _newest(runs: Path) -> tuple[Path, int, Mapping[str, Any]] | None:
-    """The run whose card was written last and that has a checkpoint, its step and its settings. Of checkpoints names are looked at."""
+    """The run whose card was written last and that has a checkpoint, its step and its settings.
+
+    Checkpoints are known by their names alone.
+    """
     try:
         folders = [
             path for path in runs.iterdir() if not path.name.startswith(".") and (path / CARD).is_file()

@@ -351,6 +351,7 @@ def test_a_run_older_than_a_setting_is_the_same_training_as_a_new_one_that_leave
     old, new = ({"config": {"steps": 12, **more}, "data": data} for more in ({}, cards.BEFORE))
     assert cards.why_not(old, new) == []
     assert cards.why_not(new, old) == []
+    assert cards.why_not(old, {"config": {"steps": 12, "ngrams": 1, "ngram_rows": 5}, "data": data}) == []
     (problem,) = cards.why_not(old, {"config": {"steps": 12, "ngrams": 3}, "data": data})
     assert "--ngrams 3" in str(problem)
     assert "--ngrams 1" in str(problem)

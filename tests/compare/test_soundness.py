@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from faults.ngrams import NGRAMS
 from made import FREE, folder, table
 from torch import nn
 
@@ -85,16 +86,18 @@ def traced(path: Path, **options: Any) -> Path:
     return path
 
 
-def test_weights_that_begin_at_nothing_are_a_floor_like_any_others(
-    train: Any, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_weights_that_begin_at_nothing_are_judged_like_any_others(train: Any) -> None:
     settings = {"residual_init": 0.0, "ngrams": 3, "ngram_rows": 64, "steps": 4}
-    reference = train(floor=True, **settings)
-    assert compare([reference, train(floor=True, **settings)])[0].same is True
-    other = compare(
-        [reference, train(floor=True, rope_base=10_000.0, norm_epsilon=1e-6, micro_batch_size=4, **settings)]
-    )
-    assert other[0].same is True
+    reference = train(floor=True, trace_states=True, **settings)
+    honest = train(from_trace=str(reference), micro_batch_size=4, **settings)
+    assert compare([reference, honest])[0].same is True
+    fault = next(one for one in NGRAMS if one.name == "the table's gradient x 1.0001")
+    with pytest.MonkeyPatch.context() as patch:
+        fault.plant(patch)
+        faulty = train(from_trace=str(reference), **settings)
+    first = compare([reference, faulty])[0].first
+    assert first is not None
+    assert (first.stage, first.module) == (fault.stage, fault.module)
 
 
 def test_a_leg_with_other_data_is_refused_when_it_is_recorded_and_leaves_the_trace_alone(

@@ -87,7 +87,7 @@ def _partial_sums(value: Tensor, terms: Tensor) -> Tensor:
 
 @torch.no_grad()
 def nudge(model: nn.Module, seed: int) -> None:
-    """Move every weight by one unit in the last place, up or down."""
+    """Move every weight by one unit in the last place, up or down; one of 0 stays, from which all else is infinitely far."""
     for name, weight in model.named_parameters():
         up = torch.from_numpy(uniform(seed, f"nudge/{name}", weight.numel()) < 0.5).view(weight.shape)
         toward = torch.where(up, torch.tensor(np.inf), torch.tensor(-np.inf)).to(weight)

@@ -67,10 +67,7 @@ def kind(reference: Mapping[str, Any], run: Mapping[str, Any]) -> str:
 
 def why_not(reference: Mapping[str, Any], run: Mapping[str, Any]) -> list[Problem]:
     """Everything because of which the two are not the same training; empty where they are."""
-    # A trace of a loop of one's own has no data on its card, and any config.
-    before, after = (
-        {**(BEFORE if "data" in card else {}), **card.get("config", {})} for card in (reference, run)
-    )
+    before, after = _config(reference), _config(run)
     names = sorted(name for name in {*before, *after} - FREE if before.get(name) != after.get(name))
     problems = [
         Problem("The runs have different settings.", found=f"{_flag(name)} {_shown(after.get(name))}",
@@ -90,6 +87,17 @@ def why_not(reference: Mapping[str, Any], run: Mapping[str, Any]) -> list[Proble
                     fix="--data with the same files for both, and the same --tokenizer")
         )  # fmt: skip
     return problems
+
+
+def _config(card: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that decide numbers, older cards filled up; a loop of one's own has no data on its card, and any keys."""
+    config = dict(card.get("config", {}))
+    if "data" not in card:
+        return config
+    config = {**BEFORE, **config}
+    if config["ngrams"] == 1:
+        del config["ngram_rows"]  # which nobody looks up
+    return config
 
 
 def at(card: Mapping[str, Any], path: str) -> Any:

@@ -34,7 +34,9 @@ def unsound(name: str, trace: Trace) -> list[Problem]:
     for leg, table in trace.legs.items():
         outputs = [0, 0]  # with a floor, and with one that is too high
         for key, floor, norm in zip(table.keys, table.floor, table.norms):
-            if key.step != leg.start or math.isnan(floor) or norm == 0:  # nothing is no measure of a distance
+            if key.step != leg.start or math.isnan(floor):
+                continue
+            if key.kind == "output" and norm == 0:  # no measure of a distance
                 continue
             if key.kind in DATA and floor > NUDGED:
                 problems["data"] = _problem(

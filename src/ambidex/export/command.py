@@ -35,7 +35,7 @@ LARGEST_MANIFEST = 1 << 20  # bytes
 def export(path: Path | str, kind: str, to: Path | str) -> Path:
     """Write run ``path`` to the folder ``to`` in format "hf" or "gguf". Returns the folder.
 
-    Raises Problems: exit 2 for a format or a folder that cannot be, 3 for a run without a good checkpoint, 4 where
+    Raises Problems: exit 2 for a format, a folder or a model that cannot be, 3 for a run without a good checkpoint, 4 where
     it cannot be written.
     """
     run, target = Run(path), Path(to)
@@ -91,7 +91,7 @@ def _check_layout(run: Run) -> None:
         raise Problems(
             Problem("This model cannot be exported: no format has a place for a second table, of groups of tokens.",
                     found=f"{run.path}, trained with --ngrams {ngrams}", wanted="a model trained with --ngrams 1",
-                    fix="ambidex train with that run's flags, --ngrams 1 and another --out; it learns more slowly (docs/export.md)")
+                    fix="ambidex train ... --ngrams 1 --out NEW, with more --steps and --width (docs/export.md has a command)")
         )  # fmt: skip
 
 
