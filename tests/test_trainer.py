@@ -249,18 +249,7 @@ def test_a_validation_loss_that_is_no_number_is_not_the_best_and_costs_no_checkp
 
 
 def test_the_trial_steps_of_time_leave_no_trace_in_the_weights(story, tmp_path):
-    given = {
-        **TINY,
-        "data": [str(story)],
-        "residual_init": 0.0,
-        "ngrams": 3,
-        "time": 5.0,
-        "evaluate_every": 2,
-    }
-    settings = config.resolve(given, environment={}).settings
-    tokens = prepare(settings.data, tokenizer="byte", vocabulary_size=256, field="text",
-                     validation_fraction=settings.validation_fraction, cache=tmp_path, progress=False)  # fmt: skip
-    timed = launch.build(settings, Device("cpu", "fp32", 1), tokens)
+    timed = make_trainer(story, tmp_path, residual_init=0.0, ngrams=3, time=5.0)
     before = {name: weight.clone() for name, weight in timed.model.state_dict().items()}
     launch.take_time(timed)
     after = timed.model.state_dict()
