@@ -68,7 +68,9 @@ def kind(reference: Mapping[str, Any], run: Mapping[str, Any]) -> str:
 def why_not(reference: Mapping[str, Any], run: Mapping[str, Any]) -> list[Problem]:
     """Everything because of which the two are not the same training; empty where they are."""
     before, after = _config(reference), _config(run)
-    names = sorted(name for name in {*before, *after} - FREE if before.get(name) != after.get(name))
+    # Without a table in one of them nobody looks up its rows: then it is the table that they differ in, if at all.
+    unused = {"ngram_rows"} if 1 in (before.get("ngrams"), after.get("ngrams")) else set()
+    names = sorted(name for name in {*before, *after} - FREE - unused if before.get(name) != after.get(name))
     problems = [
         Problem("The runs have different settings.", found=f"{_flag(name)} {_shown(after.get(name))}",
                 wanted=f"{_flag(name)} {_shown(before.get(name))}, as in the reference",
@@ -92,12 +94,7 @@ def why_not(reference: Mapping[str, Any], run: Mapping[str, Any]) -> list[Proble
 def _config(card: Mapping[str, Any]) -> dict[str, Any]:
     """Settings that decide numbers, older cards filled up; a loop of one's own has no data on its card, and any keys."""
     config = dict(card.get("config", {}))
-    if "data" not in card:
-        return config
-    config = {**BEFORE, **config}
-    if config["ngrams"] == 1:
-        del config["ngram_rows"]  # which nobody looks up
-    return config
+    return {**BEFORE, **config} if "data" in card else config
 
 
 def at(card: Mapping[str, Any], path: str) -> Any:
