@@ -219,8 +219,7 @@ class Decoder(nn.Module):
         cosine, sine = self.cosine[rows], self.sine[rows]  # (T, D)
         x = self.embed_tokens(tokens)
         if self.embed_ngrams is not None:
-            earlier = cache.tokens if cache is not None else None
-            x = x + self.embed_ngrams(tokens, tokens[:, :0] if earlier is None else earlier)
+            x = x + self.embed_ngrams(tokens, cache.tokens if cache is not None else None)
         for block in self.layers:
             x = block(x, cosine, sine, cache)
         if cache is not None:

@@ -39,15 +39,17 @@ class NGramEmbedding(nn.Module):
         self.multipliers = multipliers(longest)
         self.weight = nn.Parameter(torch.zeros((longest - 1) * rows, width))
 
-    def forward(self, tokens: Tensor, earlier: Tensor) -> Tensor:
-        """(B, T, W) for ``tokens`` (B, T), which come behind ``earlier`` (B, any number)."""
+    def forward(self, tokens: Tensor, earlier: Tensor | None = None) -> Tensor:
+        """(B, T, W) for ``tokens`` (B, T), which come behind ``earlier`` (B, any number), if anything."""
         found = F.embedding(self.rows_of(tokens, earlier), self.weight)  # (B, T, longest - 1, W)
         return found.sum(dim=2)
 
-    def rows_of(self, tokens: Tensor, earlier: Tensor) -> Tensor:
+    def rows_of(self, tokens: Tensor, earlier: Tensor | None = None) -> Tensor:
         """Number of the row of each group, (B, T, longest - 1). What lies before the first token counts as token -1."""
         length = tokens.shape[1]
-        known = F.pad(torch.cat((earlier, tokens), dim=1), (self.longest - 1, 0), value=-1) + 1
+        # No empty tensor joined where nothing is earlier: torch.compile (2.13) fails on its shape.
+        known = tokens if earlier is None else torch.cat((earlier, tokens), dim=1)
+        known = F.pad(known, (self.longest - 1, 0), value=-1) + 1
         end, low = known.shape[1], 2**BITS - 1
         hashed, found = (known[:, -length:] * self.multipliers[0]) & low, []
         for back, multiplier in enumerate(self.multipliers[1:], start=1):
