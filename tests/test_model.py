@@ -8,6 +8,7 @@ import torch
 from ambidex.model import Cache, LanguageModel, Shape, initialise, rotate, rotation_tables
 
 SMALL = Shape(vocabulary_size=37, layers=2, width=32, heads=4, kv_heads=2, feed_forward=48, context=24)
+SHAPES = [SMALL, replace(SMALL, ngrams=4, ngram_rows=50)]
 
 
 def small_model(shape: Shape = SMALL) -> LanguageModel:
@@ -35,8 +36,9 @@ def test_the_45m_preset_has_the_parameters_that_it_is_named_for():
     assert sum(plan.shape_of(settings, settings.vocabulary_size).parameters().values()) == 45_626_240
 
 
-def test_no_token_sees_a_later_one():
-    model, tokens = small_model(), some_tokens()
+@pytest.mark.parametrize("shape", SHAPES, ids=["tokens", "groups of four"])
+def test_no_token_sees_a_later_one(shape):
+    model, tokens = small_model(shape), some_tokens()
     before = model.logits(model(tokens))
     tokens[:, 7] = (tokens[:, 7] + 1) % SMALL.vocabulary_size
     after = model.logits(model(tokens))
@@ -44,12 +46,14 @@ def test_no_token_sees_a_later_one():
     assert not torch.allclose(before[:, 7:], after[:, 7:])
 
 
-def test_reading_token_by_token_with_a_cache_gives_what_reading_at_once_gives():
-    model, tokens = small_model(), some_tokens()
+@pytest.mark.parametrize("shape", SHAPES, ids=["tokens", "groups of four"])
+@pytest.mark.parametrize("at_once", [2, 5])  # fewer than a group has, and more
+def test_reading_token_by_token_with_a_cache_gives_what_reading_at_once_gives(shape, at_once):
+    model, tokens = small_model(shape), some_tokens()
     whole = model.logits(model(tokens))
     cache = Cache()
-    pieces = [model.logits(model(tokens[:, :5], cache))]
-    pieces += [model.logits(model(tokens[:, n : n + 1], cache)) for n in range(5, tokens.shape[1])]
+    pieces = [model.logits(model(tokens[:, :at_once], cache))]
+    pieces += [model.logits(model(tokens[:, n : n + 1], cache)) for n in range(at_once, tokens.shape[1])]
     assert torch.allclose(torch.cat(pieces, dim=1), whole, atol=1e-5)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import ambidex
 from ambidex import cli
-from ambidex.model import Cache, LanguageModel, Shape, initialise
+from ambidex.model import LanguageModel, Shape, initialise
 from ambidex.ngrams import NGramEmbedding
 from tiny import TINY
 
@@ -88,24 +88,6 @@ def test_groups_share_rows_no_more_often_than_chance_has_it(vocabulary_size, row
 
 def test_a_group_has_the_same_row_on_every_machine():
     assert rows_of([3, 1, 4, 1, 5, 999_999], rows=16_384)[-2:].tolist() == GOLDEN
-
-
-def test_no_token_sees_a_later_one():
-    model, tokens = small_model(), some_tokens()
-    before = model.logits(model(tokens))
-    tokens[:, 7] = (tokens[:, 7] + 1) % SHAPE.vocabulary_size
-    after = model.logits(model(tokens))
-    assert torch.equal(before[:, :7], after[:, :7])
-    assert not torch.allclose(before[:, 7:], after[:, 7:])
-
-
-def test_reading_token_by_token_with_a_cache_gives_what_reading_at_once_gives():
-    model, tokens = small_model(), some_tokens()
-    whole = model.logits(model(tokens))
-    cache = Cache()
-    pieces = [model.logits(model(tokens[:, :2], cache))]
-    pieces += [model.logits(model(tokens[:, n : n + 1], cache)) for n in range(2, tokens.shape[1])]
-    assert torch.allclose(torch.cat(pieces, dim=1), whole, atol=1e-5)
 
 
 def test_a_row_learns_from_the_groups_that_have_it_and_from_no_others():

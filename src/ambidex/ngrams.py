@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from ambidex.randomness import uniform
 
-BITS = (
-    43  # of a hash: times a token's number plus 1, at most 1,000,000, plus such a hash, it stays within int64
-)
+# Of a hash. A multiplier of so many bits, times a token's number plus 1 (at most 1,000,000), plus a hash: within int64.
+BITS = 43
 TAKEN = 32  # of these, the upper ones, which every bit of every token reaches
 
 
