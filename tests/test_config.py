@@ -56,6 +56,8 @@ def test_rows_that_nobody_looks_up_tell_no_two_runs_apart():
         return resolved(flags).settings.numeric()
 
     assert numeric(ngrams="1", ngram_rows="5") == numeric(ngrams="1")
+    assert numeric(layers="3", grow_from="3", grow_at="0.1") == numeric(layers="3")
+    assert numeric(layers="3", grow_from="2", grow_at="0.1") != numeric(layers="3", grow_from="2")
     assert numeric(ngrams="2", ngram_rows="5") != numeric(ngrams="2")
 
 
@@ -95,6 +97,7 @@ def test_all_errors_of_all_sources_come_at_once_each_with_its_place(tmp_path):
         ({"tokenizer": "bpe", "vocabulary_size": "100"}, "257"),
         ({"precision": "fp16", "device": "cpu"}, "--precision auto"),
         ({"ngrams": "9", "context": "8"}, "--ngrams 8"),
+        ({"grow_from": "5", "layers": "4"}, "--grow-from 1"),
     ],
 )
 def test_what_is_right_by_itself_and_wrong_together_is_refused_with_the_nearest_that_is_right(flags, said):

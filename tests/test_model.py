@@ -105,7 +105,9 @@ def test_another_layer_changes_no_weight_of_the_others_but_the_scale_of_what_the
 def test_operations_are_counted_as_six_times_what_multiplies_and_the_attention_scores():
     shape = Shape(1000, 3, 64, 4, 4, 128, 32)
     matrices = 3 * (4 * 64 * 64 + 3 * 64 * 128) + 64 * 1000
-    assert shape.operations_per_token(32) == 6 * (matrices + 3 * 64 * 32)
+    assert shape.operations_per_token() == 6 * (matrices + 3 * 64 * 32)
+    one = (4 * 64 * 64 + 3 * 64 * 128) + 64 * 32
+    assert shape.operations_per_token(depth=1) == 6 * (one + 64 * 1000)
 
 
 def test_blocks_start_silent_where_the_residual_is_to_start_at_nothing():

@@ -46,8 +46,10 @@ def short_story(tmp_path_factory: pytest.TempPathFactory, story: Path) -> Path:
         {"precision": "bf16"},
         {"micro_batch_size": 2, "schedule": "wsd", "kv_heads": 2},
         {"ngrams": 3, "ngram_rows": 64},
+        {"grow_from": 1, "grow_at": 0.5},
+        {"grow_from": 1, "grow_at": 0.5, "optimizer": "muon", "sampled_softmax": 4},
     ],
-    ids=["adamw", "muon", "bf16", "micro-batches", "n-grams"],
+    ids=["adamw", "muon", "bf16", "micro-batches", "n-grams", "growing", "growing and sampled, muon"],
 )
 def test_killed_and_resumed_equals_straight_through(tmp_path, short_story, monkeypatch, numbers):
     # Steps 3, 6, 9 and 12 are saved, 4, 8 and 12 evaluated; the text is 21 sequences long, so an epoch ends within
@@ -269,6 +271,9 @@ def test_resume_without_out_finds_a_run_whose_card_is_older_than_a_setting(tmp_p
         "residual_init",
         "ngrams",
         "ngram_rows",
+        "grow_from",
+        "grow_at",
+        "sampled_softmax",
         "trace_band",
         "step_timeout",
         "collective_timeout",

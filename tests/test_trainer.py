@@ -249,11 +249,12 @@ def test_a_validation_loss_that_is_no_number_is_not_the_best_and_costs_no_checkp
 
 
 def test_the_trial_steps_of_time_leave_no_trace_in_the_weights(story, tmp_path):
-    timed = make_trainer(story, tmp_path, residual_init=0.0, ngrams=3, time=5.0)
+    timed = make_trainer(story, tmp_path, residual_init=0.0, ngrams=3, grow_from=1, time=5.0)
     before = {name: weight.clone() for name, weight in timed.model.state_dict().items()}
     launch.take_time(timed)
     after = timed.model.state_dict()
     assert all(torch.equal(weight, after[name]) for name, weight in before.items())
+    assert timed.model.model.depth == 1
 
 
 def test_the_trial_steps_of_time_leave_no_trace_in_the_loss_scale(trainer):

@@ -82,6 +82,18 @@ def impossible(settings: Settings) -> list[tuple[tuple[str, ...], Problem]]:
                 ),
             )
         )
+    if s.grow_from > s.layers:
+        found.append(
+            (
+                ("grow_from", "layers"),
+                Problem(
+                    "More blocks are to train from the start than there are.",
+                    found=f"--grow-from {s.grow_from} --layers {s.layers}",
+                    wanted="at most as many as --layers",
+                    fix="--grow-from 1",
+                ),
+            )
+        )
     if s.precision == "fp16" and s.device in ("cpu", "mps"):
         found.append(
             (

@@ -100,7 +100,7 @@ class Device:
     def place(self, module: Module) -> Module:
         return module.to(self.torch_device)
 
-    def tensor(self, array: NDArray[np.int64]) -> Tensor:
+    def tensor(self, array: NDArray[np.int64] | NDArray[np.float32]) -> Tensor:
         return torch.from_numpy(array).to(self.torch_device)
 
     def compiled(

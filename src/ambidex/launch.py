@@ -53,18 +53,19 @@ from ambidex.runs import Run
 from ambidex.screen import Screen, line
 from ambidex.stops import ECHO, Stops
 from ambidex.summary import (
-    share_per_rate,
+    share_of_peak,
     show_end,
     show_length,
     show_saving,
     show_settings,
     show_size,
+    work_of,
     write_summary,
 )
 from ambidex.text.batches import Batches, validation_batches
 from ambidex.text.cache import default_cache
 from ambidex.text.tokens import Tokens, prepare
-from ambidex.trainer import Trainer, fit
+from ambidex.trainer import Trainer, as_it_is, fit
 
 MOST_RESUMES = 200  # that a card tells of: one that grew for ever would one day be too large to be read
 WARM_UP_STEPS = 4  # of which the first is left out: it pays for memory and threads
@@ -173,10 +174,14 @@ def carry_on(trainer: Trainer, run: Run, card: Mapping[str, Any], choice: Choice
     trainer.observer = trainer.group.everyone(
         partial(tracing.observer, trainer, run, partial(rebuilt, trainer))
     )
-    per_step = settings.batch_size * settings.context
+    work = work_of(trainer)
     with (
         Screen(
-            settings.steps, trainer.step, per_step, share_per_rate(trainer), silent=not run.writes
+            settings.steps,
+            trainer.step,
+            partial(share_of_peak, trainer, work),
+            lambda steps: float(steps * work.mean(steps)),
+            silent=not run.writes,
         ) as screen,
         memory_errors_in_words(trainer),
         event_files(run, settings.tensorboard and run.writes, trainer.step),
@@ -276,8 +281,12 @@ def build(settings: Settings, device: Device, tokens: Tokens, group: Group | Non
     optimizer = Optimizer(
         model, kind=settings.optimizer, betas=(settings.beta1, settings.beta2), epsilon=settings.epsilon,
         momentum=settings.momentum, weight_decay=settings.weight_decay, clip=settings.clip,
-        products=device.muon_precision(), norms_at_once=device.norms_at_once(),
+        products=device.muon_precision(), norms_at_once=device.norms_at_once(), late=model.late_weights(),
     )  # fmt: skip
+    group = group or Group()
+    # What is replayed calls no module, so a recorder would see nothing; and processes send gradients while they are made.
+    recorded = settings.trace or settings.trace_states or settings.from_trace
+    replays = settings.replay and not recorded and group.size == 1
     trainer = Trainer(
         settings,
         device,
@@ -289,7 +298,8 @@ def build(settings: Settings, device: Device, tokens: Tokens, group: Group | Non
         model,
         device.loss_scale(),
         less,
-        group=group or Group(),
+        group=group,
+        prepare=partial(device.replayed, weights=list(model.parameters())) if replays else as_it_is,
     )
     if settings.compile if compiled is None else compiled:
         with device.memory_errors_in_words(less):
@@ -297,12 +307,8 @@ def build(settings: Settings, device: Device, tokens: Tokens, group: Group | Non
         line("compile", notice)
     # Processes step their own copies of the weights, and compiled code may differ between them: Muon takes torch's there.
     # And where the model was compiled it is torch's too, as the card says: whoever goes on has only that to go by.
-    if trainer.group.size == 1:
+    if group.size == 1:
         optimizer.compute_by(device.muon_operations())
-    # What is replayed calls no module, so a recorder would see nothing; and processes send gradients while they are made.
-    recorded = settings.trace or settings.trace_states or settings.from_trace
-    if settings.replay and not recorded and trainer.group.size == 1:
-        trainer.learn = device.replayed(trainer.learn_from, list(model.parameters()))
     return trainer
 
 
@@ -353,20 +359,29 @@ def schedule_of(settings: Settings) -> Schedule:
     )  # fmt: skip
 
 
+def seconds_of_a_step(trainer: Trainer) -> float:
+    took = [trainer.update().seconds for _ in range(WARM_UP_STEPS)]
+    return statistics.median(b - a for a, b in pairwise(took))
+
+
 def take_time(trainer: Trainer) -> None:
     """Turn --time into --steps: a few steps on trial, undone afterwards, and what an evaluation costs."""
     settings = trainer.settings
+    growth = plan.growth_of(settings)
     with memory_errors_in_words(trainer):
-        took = [trainer.update().seconds for _ in range(WARM_UP_STEPS)]
-        step_seconds = statistics.median(b - a for a, b in pairwise(took))
+        first = seconds_of_a_step(trainer) if growth.step else 0.0
+        trainer.step = growth.step  # from here on all blocks compute
+        last = seconds_of_a_step(trainer)
         before = trainer.seconds
         predicted = settings.batch_size * settings.context
         trainer.evaluate(predicted)
         token_seconds = (trainer.seconds - before) / predicted
+    waited = growth.step / settings.steps
+    step_seconds = waited * first + (1 - waited) * last
     held_out = trainer.tokens.validation_tokens
     on_the_way = min(settings.evaluation_tokens or held_out, held_out)
     fixed = held_out + (0 if settings.evaluate_every else 9 * on_the_way)
-    left = settings.time - took[-1] - token_seconds * fixed
+    left = settings.time - before - token_seconds * fixed
     each = step_seconds
     if settings.evaluate_every:
         each += token_seconds * on_the_way / settings.evaluate_every
@@ -377,4 +392,5 @@ def take_time(trainer: Trainer) -> None:
     trainer.optimizer.reset()
     trainer.scale, trainer.skipped_in_a_row = trainer.device.loss_scale(), 0
     trainer.step, trainer.seconds = 0, 0.0
+    trainer.deepen()
     line("time", f"{plan.spell_seconds(settings.time)} is {steps} steps at {step_seconds:.3f} s each")

@@ -9,6 +9,7 @@ F feed-forward width, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -37,6 +38,11 @@ class Shape:
     residual_init: float = 1.0
     ngrams: int = 1  # tokens of the longest group that has a row of its own
     ngram_rows: int = 8192
+    grow_from: int = 0  # blocks that learn from the first step on; 0: all of them
+
+    @property
+    def first_depth(self) -> int:
+        return min(self.grow_from or self.layers, self.layers)
 
     @property
     def head_width(self) -> int:
@@ -57,17 +63,18 @@ class Shape:
             counts["head"] = self.vocabulary_size * self.width
         return {part: count for part, count in counts.items() if count}
 
-    def operations_per_token(self, context: int | None = None) -> int:
+    def operations_per_token(self, depth: float = 0, candidates: int = 0) -> int:
         """Floating-point operations of one training token: products only, forward (1x) and backward (2x).
 
         Counted by hand rather than as six times the parameters, which leaves attention out and takes the embedding's
         look-up for a product. Causal attention is counted as the half that is needed.
+        ``depth`` is the blocks, ``candidates`` the tokens that the softmax runs over; 0 for all.
         """
-        length = context or self.context
         kv_width = self.kv_heads * self.head_width
         block = 2 * self.width * self.width + 2 * self.width * kv_width + 3 * self.width * self.feed_forward
-        scores = self.width * length  # two products of T x D per head and token, half of them masked
-        return 6 * (self.layers * (block + scores) + self.width * self.vocabulary_size)
+        scores = self.width * self.context  # two products of T x D per head and token, half of them masked
+        head = self.width * (candidates or self.vocabulary_size)
+        return round(6 * ((depth or self.layers) * (block + scores) + head))
 
 
 class RMSNorm(nn.Module):
@@ -205,6 +212,7 @@ class Decoder(nn.Module):
             NGramEmbedding(shape.ngrams, shape.ngram_rows, shape.width) if shape.ngrams > 1 else None
         )
         self.layers = nn.ModuleList(Block(shape, layer) for layer in range(shape.layers))
+        self.depth = shape.layers
         self.norm = RMSNorm(shape.width, shape.norm_epsilon)
         cosine, sine = rotation_tables(shape.context, shape.head_width, shape.rope_base)
         self.register_buffer("cosine", cosine, persistent=False)  # (context, D)
@@ -213,6 +221,12 @@ class Decoder(nn.Module):
     cosine: Tensor
     sine: Tensor
 
+    def deepen(self, depth: int) -> None:
+        """Compute and learn with the first ``depth`` blocks alone: those above are silent yet, see `initialise`."""
+        self.depth = depth
+        for number, block in enumerate(self.layers):
+            block.requires_grad_(number < depth)
+
     def forward(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:  # tokens (B, T) -> (B, T, W)
         start = cache.length if cache is not None else 0
         rows = slice(start, start + tokens.shape[1])
@@ -220,7 +234,7 @@ class Decoder(nn.Module):
         x = self.embed_tokens(tokens)
         if self.embed_ngrams is not None:
             x = x + self.embed_ngrams(tokens, cache.tokens if cache is not None else None)
-        for block in self.layers:
+        for block in islice(self.layers, self.depth):
             x = block(x, cosine, sine, cache)
         if cache is not None:
             cache.follow(tokens)
@@ -238,6 +252,13 @@ class LanguageModel(nn.Module):
         if shape.tied:
             self.lm_head.weight = self.model.embed_tokens.weight
 
+    def late_weights(self) -> list[str]:
+        """Names of the weights of blocks that join later."""
+        late = range(self.shape.first_depth, self.shape.layers)
+        return [
+            f"model.layers.{n}.{name}" for n in late for name, _ in self.model.layers[n].named_parameters()
+        ]
+
     def forward(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:  # (B, T) -> (B, T, W)
         return self.model(tokens, cache)  # type: ignore[no-any-return]
 
@@ -253,15 +274,17 @@ def initialise(model: LanguageModel, seed: int) -> None:
     root of the number of such additions (Radford et al., 2019), and, as rows of n-grams are, by the shape's
     ``residual_init``; norms start at 1.
     Each tensor has a stream of its own, so adding a layer changes no other layer.
+    Blocks that join later (`growth.py`) are silent: what they add is exactly 0.
     """
     additions = 2 * model.shape.layers
+    silent = frozenset(model.late_weights())
     for name, weight in model.named_parameters():
         if weight.ndim == 1:
             weight.fill_(1.0)
             continue
         deviation = 0.02 if ".embed_" in name else weight.shape[1] ** -0.5
         if name.endswith(("o_proj.weight", "down_proj.weight")):
-            deviation *= model.shape.residual_init / additions**0.5
+            deviation *= 0.0 if name in silent else model.shape.residual_init / additions**0.5
         elif name.endswith("embed_ngrams.weight"):
             deviation *= model.shape.residual_init
             if not deviation:  # numbers for a large table take time

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -146,6 +146,8 @@ class Muon:
     @torch.no_grad()
     def step(self, learning_rate: float) -> None:
         for alike in self._alike:
+            for name in alike:
+                self._buffer(name)  # also of a weight that waits: a checkpoint holds all
             names = [name for name in alike if self.named[name].grad is not None]
             if not names:
                 continue
@@ -190,11 +192,10 @@ class AdamW:
 
     @torch.no_grad()
     def step(self, learning_rate: float) -> None:
-        names = [name for name, weight in self.named.items() if weight.grad is not None]
-        for name in names:
+        for name, weight in self.named.items():
             if name not in self.moments:
-                weight = self.named[name]
                 self.set(name, torch.zeros_like(weight), torch.zeros_like(weight), 0)
+        names = [name for name, weight in self.named.items() if weight.grad is not None]
         matrices = [name for name in names if self.named[name].ndim >= 2]
         vectors = [name for name in names if self.named[name].ndim < 2]
         for group, weight_decay in ((matrices, self.weight_decay), (vectors, 0.0)):
@@ -230,7 +231,8 @@ class Optimizer:
     """AdamW for every weight, or Muon for the blocks' matrices and AdamW for the rest.
 
     Decay is decoupled (Loshchilov and Hutter, 2019) and on matrices only: shrinking a norm's scale is a prior on
-    nothing. ``products`` is the precision of Muon's own; ``norms_at_once`` chooses `gradient_norm_at_once`.
+    nothing. ``products`` is the precision of Muon's own; ``norms_at_once`` chooses `gradient_norm_at_once`. ``late``
+    weights have no gradient until they join; then their moments begin, and their steps count from 1.
     """
 
     def __init__(
@@ -245,11 +247,13 @@ class Optimizer:
         clip: float,
         products: torch.dtype = torch.float32,
         norms_at_once: bool = False,
+        late: Collection[str] = (),
     ) -> None:
         self.norms_at_once = norms_at_once
         self.named = dict(model.named_parameters())
         self.clip = clip
-        self.steps_taken = 0
+        self.steps_taken = self.late_steps = 0
+        self._late = frozenset(late)
         inner = {n: p for n, p in self.named.items() if kind == "muon" and p.ndim == 2 and ".layers." in n}
         self._muon = Muon(inner, momentum, weight_decay, products)
         rest = {name: p for name, p in self.named.items() if name not in inner}
@@ -276,6 +280,7 @@ class Optimizer:
         self._adamw.step(learning_rate)
         self._muon.step(learning_rate)
         self.steps_taken += 1
+        self.late_steps += any(self.named[name].grad is not None for name in self._late)
 
     def zero_gradients(self) -> None:
         for parameter in self.named.values():
@@ -285,7 +290,7 @@ class Optimizer:
         """Forget all moments, as before the first step."""
         self._adamw.moments.clear()
         self._muon.buffers.clear()
-        self.steps_taken = 0
+        self.steps_taken = self.late_steps = 0
 
     def state(self) -> dict[str, Tensor]:
         """Every moment in fp32: ``exp_avg.NAME`` and ``exp_avg_sq.NAME``, or ``momentum.NAME`` for Muon's."""
@@ -301,14 +306,14 @@ class Optimizer:
         expected = {f"{kind}.{n}": tuple(p.shape) for n, p in self._adamw.named.items() for kind in MOMENTS}
         return expected | {f"{MOMENTUM}.{n}": tuple(p.shape) for n, p in self._muon.named.items()}
 
-    def load(self, moments: Mapping[str, Tensor], steps_taken: int) -> None:
-        """Continue from ``state()`` of a run that has taken ``steps_taken`` steps."""
+    def load(self, moments: Mapping[str, Tensor], steps_taken: int, late_steps: int = 0) -> None:
+        """Continue from ``state()`` of a run that has taken ``steps_taken`` steps, its late weights ``late_steps``."""
         self.reset()
-        self.steps_taken = steps_taken
+        self.steps_taken, self.late_steps = steps_taken, late_steps
         if not steps_taken:
             return
         for name, parameter in self._adamw.named.items():
             first, second = (moments[f"{kind}.{name}"].to(parameter.device, copy=True) for kind in MOMENTS)
-            self._adamw.set(name, first, second, steps_taken)
+            self._adamw.set(name, first, second, late_steps if name in self._late else steps_taken)
         for name, parameter in self._muon.named.items():
             self._muon.buffers[name] = moments[f"{MOMENTUM}.{name}"].to(parameter.device, copy=True)

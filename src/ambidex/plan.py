@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
+from ambidex.candidates import count
 from ambidex.checkpoint import Wanted
 from ambidex.config import Settings
 from ambidex.derivatives import QUERIES
 from ambidex.engine import Device
+from ambidex.growth import Growth
 from ambidex.model import LanguageModel, Shape
 from ambidex.optim import Optimizer
+from ambidex.text.batches import Batches
 
 HOLES = 1.35  # glibc's aligned blocks leave holes that the next do not fit; measured by benchmarks/memory.py
 SPARE = 1.15  # advice leaves this much room: no plan was further below what was measured (docs/guide.md)
@@ -33,8 +37,41 @@ def shape_of(settings: Settings, vocabulary_size: int) -> Shape:
     s = settings
     return Shape(
         vocabulary_size, s.layers, s.width, s.heads, s.kv_heads, s.feed_forward, s.context,
-        s.tied, s.rope_base, s.norm_epsilon, s.residual_init, s.ngrams, s.ngram_rows,
+        s.tied, s.rope_base, s.norm_epsilon, s.residual_init, s.ngrams, s.ngram_rows, s.grow_from,
     )  # fmt: skip
+
+
+def growth_of(settings: Settings) -> Growth:
+    first = settings.grow_from or settings.layers
+    waits = first < settings.layers
+    return Growth(first, settings.layers, round(settings.steps * settings.grow_at) if waits else 0)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What training computes of each token, in operations: less while blocks wait, and with a sampled softmax."""
+
+    shape: Shape
+    growth: Growth
+    candidates: int
+
+    def at(self, step: int) -> int:
+        """In update number ``step``, counted from 0."""
+        return self.shape.operations_per_token(self.growth.depth_at(step), self.candidates)
+
+    def mean(self, steps: int) -> int:
+        """On average over the first ``steps`` updates."""
+        return self.shape.operations_per_token(self.growth.mean_depth(steps), self.candidates)
+
+
+def work_of(settings: Settings, shape: Shape, batches: Batches) -> Work:
+    return Work(shape, growth_of(settings), candidates_of(settings, shape, batches))
+
+
+def candidates_of(settings: Settings, shape: Shape, batches: Batches) -> int:
+    """Tokens that the softmax of the first batch runs over; those of other batches are about as many."""
+    size, one_in = shape.vocabulary_size, settings.sampled_softmax
+    return size if one_in == 1 else count(len(np.unique(batches.batch(0)[1])), size, one_in)
 
 
 def memory(settings: Settings, shape: Shape, precision: str) -> Memory:
@@ -55,6 +92,10 @@ def memory(settings: Settings, shape: Shape, precision: str) -> Memory:
         products += low * shape.heads * settings.context
     groups = tokens * (shape.ngrams - 1) * (8 * width + 8)  # rows looked up, their gradients, their numbers
     moments = moment_bytes(settings, shape)
+    one_in = settings.sampled_softmax
+    candidates = count(
+        min(settings.batch_size * settings.context, shape.vocabulary_size), shape.vocabulary_size, one_in
+    )
     logits = (
         12 if low == 4 else 14
     )  # bytes for each: in low precision they, or their gradient, are there twice
@@ -66,7 +107,7 @@ def memory(settings: Settings, shape: Shape, precision: str) -> Memory:
             "activations": int(HOLES * shape.layers * tokens * (norms + products))
             + 5 * tokens * 4 * feed_forward
             + groups,
-            "loss": tokens * shape.vocabulary_size * logits,
+            "loss": tokens * min(shape.vocabulary_size, candidates) * logits,
         }
     )
 
@@ -156,18 +197,19 @@ def evaluated_tokens(settings: Settings, validation_tokens: int) -> int:
     )
 
 
-def duration(settings: Settings, shape: Shape, device: Device, validation_tokens: int) -> Duration:
+def duration(settings: Settings, work: Work, device: Device, validation_tokens: int) -> Duration:
     """Measure one product at the model's own shape for a quarter of a second and reckon from it.
 
     A token that is evaluated costs a third of one that is learnt from: forward without backward.
     """
+    shape = work.shape
     rows = min(4096, (settings.micro_batch_size or settings.batch_size) * settings.context)
     rate = device.matmul_rate(rows, shape.width, shape.feed_forward)
-    tokens = (
-        settings.batch_size * settings.context * settings.steps
-        + evaluated_tokens(settings, validation_tokens) / 3
-    )
-    operations = shape.operations_per_token() * tokens
+    learnt = settings.batch_size * settings.context * settings.steps
+    on_the_way = evaluated_tokens(settings, validation_tokens) - validation_tokens
+    evaluated = shape.operations_per_token(work.growth.mean_depth(settings.steps)) * on_the_way
+    evaluated += shape.operations_per_token() * validation_tokens
+    operations = work.mean(settings.steps) * learnt + evaluated / 3
     beside = "; the table of n-grams, which is no product, is not in it" if shape.ngrams > 1 else ""
     return Duration(operations / (rate * USUAL_SHARE), operations, rate, beside)
 

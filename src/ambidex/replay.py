@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# inputs and targets (B, T), the tokens that the loss is a mean over, the loss scale -> this part's loss; adds gradients
-Learn = Callable[[Tensor, Tensor, int, "float | Tensor"], Tensor]
+# inputs and targets (B, T), the tokens that the loss is a mean over, the loss scale, and what the softmax runs over if it
+# is not the whole vocabulary -> this part's loss; adds gradients
+Learn = Callable[..., Tensor]
 Kind = tuple[tuple[int, ...], int]  # of a micro-batch: its shape, and the tokens of the mean
 WARM_UPS = 2  # libraries make their handles and workspaces at first use, which cannot be recorded
 
@@ -42,7 +43,12 @@ class Replayed:
         self._first_in: dict[Kind, int] = {}
         self.why_not = ""
 
-    def __call__(self, inputs: Tensor, targets: Tensor, predicted: int, scale: float | Tensor) -> Tensor:
+    def __call__(
+        self, inputs: Tensor, targets: Tensor, predicted: int, scale: float | Tensor, among: object = None
+    ) -> Tensor:
+        if among is not None:
+            self.why_not = "what a sampled softmax runs over is another number of tokens in each step"
+            return self._learn(inputs, targets, predicted, scale, among)
         kind = (tuple(inputs.shape), predicted)
         self._updates += all(weight.grad is None for weight in self._weights)
         seen_before = self._first_in.setdefault(kind, self._updates) < self._updates

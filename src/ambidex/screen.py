@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 
@@ -33,10 +33,19 @@ class Screen:
     """A bar on a terminal (standard error, so that standard output stays clean); nothing but lines in a log."""
 
     def __init__(
-        self, steps: int, done: int, tokens_per_step: int, share: float = 0.0, *, silent: bool = False
+        self,
+        steps: int,
+        done: int,
+        share: Callable[[Row], float] | None = None,
+        work: Callable[[int], float] = float,
+        *,
+        silent: bool = False,
     ) -> None:
-        """``share``: of one product's measured rate, for each token per second; 0 where it is not known."""
-        self._tokens_per_step, self._share = tokens_per_step, share
+        """``share``: of one product's measured rate that a step reached; None or 0 where it is not known.
+
+        ``work``: of the first so many steps, in any unit; steps are taken to be alike where nothing is said.
+        """
+        self._share, self._work = share, work
         self._bar = tqdm(
             total=steps, initial=done, unit="step", disable=silent or None, dynamic_ncols=True, file=sys.stderr,
             bar_format="{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
@@ -53,7 +62,7 @@ class Screen:
         self._bar.close()
 
     def show(self, row: Row) -> None:
-        share = f", {row.tokens_per_second * self._share:.0%} of peak" if self._share else ""
+        share = f", {reached:.0%} of peak" if self._share and (reached := self._share(row)) else ""
         self._bar.set_postfix_str(
             f"loss {row.loss:.3f}, {row.tokens_per_second:,.0f} tokens/s{share}", refresh=False
         )
@@ -63,7 +72,7 @@ class Screen:
         if not self._headed:
             self.write(f"{'step':>9}{'loss':>9}{'val_loss':>10}{'seconds':>10}{'tokens/s':>10}{'left':>8}")
             self._headed = True
-        left = row.seconds / row.step * (self._steps - row.step)
+        left = row.seconds * (self._work(self._steps) / self._work(row.step) - 1)
         self.write(
             f"{row.step:>9}{row.loss:>9.4f}{row.val_loss:>10.4f}{row.seconds:>10.1f}"
             f"{row.tokens_per_second:>10,.0f}{left:>7.0f}s"

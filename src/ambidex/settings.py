@@ -140,12 +140,27 @@ class Settings(BaseModel):
         numeric=True, group="model", ge=1, le=2**24,
     )  # fmt: skip
 
+    grow_from: int = setting(
+        0,
+        "Blocks that train from the first step; the others add nothing, and cost nothing, until --grow-at. 0: all.",
+        numeric=True, group="model", ge=0, le=1024,
+    )  # fmt: skip
+    grow_at: float = setting(
+        0.8, "Part of the steps after which the blocks that waited join.", numeric=True, group="model", ge=0, le=1,
+    )  # fmt: skip
+
     batch_size: int = setting(
         16, "Sequences per step, over all processes.", numeric=True, group="batch", ge=1, le=WIDEST
     )
     micro_batch_size: int = setting(
         0, "Sequences per forward pass; must divide the batch size. 0: all at once.",
         numeric=True, group="batch", ge=0, le=WIDEST,
+    )  # fmt: skip
+
+    sampled_softmax: int = setting(
+        1,
+        "The loss of a training step runs over the batch's own tokens and one in so many of the others. 1: over all.",
+        numeric=True, group="batch", ge=1, le=WIDEST,
     )  # fmt: skip
 
     optimizer: Literal["adamw", "muon"] = setting(
@@ -250,6 +265,8 @@ class Settings(BaseModel):
     def numeric(self) -> dict[str, Any]:
         """The settings that decide a run's numbers: what "the same configuration" compares."""
         without_effect = {"ngram_rows"} if self.ngrams == 1 else set()
+        if not 0 < self.grow_from < self.layers:
+            without_effect |= {"grow_from", "grow_at"}
         return {
             name: getattr(self, name)
             for name, info in fields().items()

@@ -60,8 +60,9 @@ def show_length(
 ) -> None:
     """Steps, tokens, operations and time."""
     per_step = settings.batch_size * settings.context
-    operations = f"{shape.operations_per_token():,} operations a token"
-    took = plan.duration(settings, shape, device, validation_tokens)
+    work = plan.work_of(settings, shape, batches)
+    growth, operations = work.growth, f"{work.mean(settings.steps):,} operations a token"
+    took = plan.duration(settings, work, device, validation_tokens)
     if settings.dry_run and settings.time:
         steps = max(1, int(settings.time / took.seconds * settings.steps))
         line("plan", f"{plan.spell_seconds(settings.time)}, perhaps {steps:,} steps of {settings.batch_size} x "
@@ -70,6 +71,15 @@ def show_length(
     line("plan", f"{settings.steps} steps of {settings.batch_size} x {settings.context} tokens: "
                  f"{settings.steps * per_step:,} tokens, "
                  f"{settings.steps / batches.steps_per_epoch:.2f} times through the text, {operations}")  # fmt: skip
+    if growth.step:
+        first = f"the first {growth.first} block{'s' * (growth.first != 1)}"
+        line(
+            "",
+            f"{first} alone for {growth.step} steps, then all {growth.layers}; the others add nothing until then",
+        )
+    if settings.sampled_softmax > 1:
+        line("", f"its loss runs over some {work.candidates:,} of {shape.vocabulary_size:,} tokens, a batch's own and one in "
+             f"{settings.sampled_softmax} of the others; what is held out is measured over all")  # fmt: skip
     line("time", str(took))
 
 
@@ -104,10 +114,12 @@ def write_summary(trainer: Trainer, run: Run, *, trained_here: bool = True) -> N
     table["time"] = (
         f"{last.seconds:.1f} s, {last.tokens / last.seconds:,.0f} tokens/s over all, evaluations included"
     )
-    if trained_here and (share := share_per_rate(trainer)):
+    if trained_here and trainer.device.product_rate:
         usual = statistics.median(row.tokens_per_second for row in rows)
+        work = work_of(trainer)
+        share = statistics.median(share_of_peak(trainer, work, row) for row in rows)
         table["speed"] = (
-            f"{usual:,.0f} tokens/s in the median step, {usual * share:.0%} of the "
+            f"{usual:,.0f} tokens/s in the median step, {share:.0%} of the "
             f"{trainer.device.product_rate / 1e9:,.0f} GFLOP/s that one matrix product reached before it"
         )
     peak = trainer.device.peak_bytes() if trained_here else None
@@ -144,10 +156,14 @@ def _unwell(run: Run, rows: list[Row]) -> str:
     )  # fmt: skip
 
 
-def share_per_rate(trainer: Trainer) -> float:
-    """Share of one product's measured rate that each token per second is, by an exact count of a token's products."""
+def work_of(trainer: Trainer) -> plan.Work:
+    return plan.work_of(trainer.settings, trainer.model.shape, trainer.batches)
+
+
+def share_of_peak(trainer: Trainer, work: plan.Work, row: Row) -> float:
+    """Share of one product's measured rate that a step reached, by a count of its products; 0 where none was measured."""
     rate = trainer.device.product_rate
-    return trainer.model.shape.operations_per_token() / rate if rate else 0.0
+    return row.tokens_per_second * work.at(row.step - 1) / rate if rate else 0.0
 
 
 def bits_per_byte(loss: float, tokens: Tokens) -> float:

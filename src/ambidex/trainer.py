@@ -15,14 +15,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ambidex import health
+from ambidex.candidates import draw
 from ambidex.checkpoint import Checkpoint
 from ambidex.config import Settings
 from ambidex.engine import Device, LossScale, available_bytes
 from ambidex.errors import Exit, Problem, Problems
-from ambidex.loss import IGNORED, cross_entropy_sum
+from ambidex.loss import IGNORED, Among, cross_entropy_sum, sampled_cross_entropy_sum
 from ambidex.model import LanguageModel
 from ambidex.optim import Optimizer, Schedule
 from ambidex.parallel.group import GradientSum, Group
+from ambidex.plan import growth_of
 from ambidex.replay import Learn
 from ambidex.rows import Row
 from ambidex.runs import Run
@@ -53,6 +55,10 @@ class Observer:
         """The weights are updated; the gradients are still there."""
 
 
+def as_it_is(learn: Learn) -> Learn:
+    return learn
+
+
 @dataclass
 class Trainer:
     """A training under way: what it is made of, and where it stands."""
@@ -76,15 +82,33 @@ class Trainer:
     )  # of the run; saved along, in case that its file is lost
     observer: Observer = field(default_factory=Observer)
     group: Group = field(default_factory=Group)  # the processes that train together; by default one
-    learn: Learn = field(init=False)  # `learn_from`, or what the device made of it
+    prepare: Callable[[Learn], Learn] = as_it_is  # what the device makes of `learn_from`
+    learn: Learn = field(init=False)
     rows_at_once: int = field(init=False)  # of a forward pass, at most
     _gradient_sum: GradientSum = field(init=False)
 
     def __post_init__(self) -> None:
-        self.learn = self.learn_from
         share = self.group.most_rows(self.settings.batch_size)
         self.rows_at_once = min(self.settings.micro_batch_size or share, share)
+        self._begin_at(self._depth())
+
+    def _depth(self) -> int:
+        """Blocks that compute in the next step. Once the late ones have joined they stay, however long the run becomes."""
+        return (
+            self.settings.layers
+            if self.optimizer.late_steps
+            else growth_of(self.settings).depth_at(self.step)
+        )
+
+    def _begin_at(self, depth: int) -> None:
+        self.model.model.deepen(depth)
+        self.learn = self.prepare(self.learn_from)
         self._gradient_sum = self.group.gradient_sum(self.model)
+
+    def deepen(self) -> None:
+        """Let the blocks that waited join once it is their step."""
+        if self._depth() != self.model.model.depth:
+            self._begin_at(self._depth())
 
     def is_compiled(self) -> bool:
         return self.forward is not self.model
@@ -92,6 +116,7 @@ class Trainer:
     def update(self) -> Row:
         """One optimizer update. Raises `NotFinite` (exit 5) where loss or gradient are not finite and may not be."""
         started = time.perf_counter()
+        self.deepen()
         self.group.step = self.step
         rate = self.schedule.at(self.step)
         inputs, targets = self.batches.batch(self.step)
@@ -125,25 +150,45 @@ class Trainer:
         Sums are divided by the tokens of the whole batch, so any split into micro-batches, and of these among
         processes, gives the same gradient.
         """
+        among, answers = self._candidates(targets)
         rows = self.group.rows(len(inputs))
         parts = -(-(rows.stop - rows.start) // self.rows_at_once)
         total = torch.zeros((), dtype=torch.float64)
         with self._gradient_sum.over(parts):
-            for some_inputs, some_targets in zip(
-                np.array_split(inputs[rows], parts), np.array_split(targets[rows], parts)
+            for some_inputs, some_answers in zip(
+                np.array_split(inputs[rows], parts), np.array_split(answers[rows], parts)
             ):
-                here = self.device.tensor(some_inputs), self.device.tensor(some_targets)
-                total += self.learn(*here, targets.size, self.scale.value).cpu().double()
+                here = self.device.tensor(some_inputs), self.device.tensor(some_answers)
+                total += self.learn(*here, targets.size, self.scale.value, among).cpu().double()
         return self.group.sums(float(total))[0]
 
-    def learn_from(self, inputs: Tensor, targets: Tensor, predicted: int, scale: float | Tensor) -> Tensor:
+    def _candidates(self, targets: NDArray[np.int64]) -> tuple[Among | None, NDArray[np.int64]]:
+        """What the softmax of a batch runs over, None for the whole vocabulary, and the places of the targets in it."""
+        if self.settings.sampled_softmax == 1:
+            return None, targets
+        drawn = draw(targets, self.model.shape.vocabulary_size, self.settings.sampled_softmax)
+        here = Among(self.device.tensor(drawn.tokens), self.device.tensor(drawn.log_weights))
+        return here, drawn.places(targets)
+
+    def learn_from(
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        predicted: int,
+        scale: float | Tensor,
+        among: Among | None = None,
+    ) -> Tensor:
         """Add the gradients of a micro-batch, (micro-batch, context), and return its part of the loss.
 
         ``predicted`` is the tokens of the whole batch; ``scale`` makes gradients larger, and not the loss.
+        ``among``: what the softmax runs over, and ``targets`` are places in; the whole vocabulary where it is None.
         """
         with self.device.autocast():
             hidden = self.forward(inputs)  # (micro-batch, context, width)
-            loss = cross_entropy_sum(self.model, hidden, targets) / predicted
+            if among is None:
+                loss = cross_entropy_sum(self.model, hidden, targets) / predicted
+            else:
+                loss = sampled_cross_entropy_sum(self.model, hidden, targets, among) / predicted
         (loss * scale).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
@@ -181,6 +226,7 @@ class Trainer:
             "best": self.best,
             "scale": [self.scale.value, self.scale.steps_since_change],
             "optimizer_steps": self.optimizer.steps_taken,
+            "late_steps": self.optimizer.late_steps,
             "skipped_in_a_row": self.skipped_in_a_row,
             "config": self.settings.model_dump(mode="json"),
             "precision": self.device.precision,
@@ -194,8 +240,10 @@ class Trainer:
         """Continue from a verified checkpoint of the same configuration."""
         for name, weight in self.model.named_parameters():
             weight.copy_(saved.model[name])
-        self.optimizer.load(saved.optimizer, int(saved.state["optimizer_steps"]))
+        steps_taken, late_steps = int(saved.state["optimizer_steps"]), int(saved.state.get("late_steps", 0))
+        self.optimizer.load(saved.optimizer, steps_taken, late_steps)
         self.step, self.seconds = saved.step, float(saved.state["seconds"])
+        self.deepen()
         self.best = (
             (float(saved.state["best"][0]), int(saved.state["best"][1])) if saved.state["best"] else None
         )

@@ -113,6 +113,16 @@ def test_two_processes_eight_micro_batches_and_one_process_are_the_same_for_comp
         assert verdict.modes == ["fed", "state", "free"], name
 
 
+def test_two_processes_grow_and_draw_candidates_as_one_does(story: Path, tmp_path: Path) -> None:
+    changed = {"grow_from": 1, "grow_at": 0.5, "sampled_softmax": 4, "sample_tokens": 0}
+    alone = weights(one(story, tmp_path / "one", **changed))
+    ended = two(story, tmp_path / "two", **changed)
+    assert ended.code == 0, ended.text
+    together = weights(tmp_path / "two")
+    for name, weight in alone.items():
+        assert (weight - together[name]).norm() <= 1e-3 * weight.norm(), name
+
+
 def test_a_killed_process_costs_the_steps_since_the_checkpoint_and_no_bit(
     story: Path, tmp_path: Path, straight: Path
 ) -> None:

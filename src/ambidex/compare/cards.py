@@ -17,7 +17,14 @@ FREE = frozenset(
 )  # fmt: skip
 
 # What runs did that are older than a setting, so that its coming parts no old run from a new one.
-BEFORE: Mapping[str, Any] = {"residual_init": 1.0, "ngrams": 1, "ngram_rows": 8192}
+BEFORE: Mapping[str, Any] = {
+    "residual_init": 1.0,
+    "ngrams": 1,
+    "ngram_rows": 8192,
+    "grow_from": 0,
+    "grow_at": 0.8,
+    "sampled_softmax": 1,
+}
 
 MATTERS = (
     ("build.torch", "another build: other kernels"),
@@ -68,8 +75,10 @@ def kind(reference: Mapping[str, Any], run: Mapping[str, Any]) -> str:
 def why_not(reference: Mapping[str, Any], run: Mapping[str, Any]) -> list[Problem]:
     """Everything because of which the two are not the same training; empty where they are."""
     before, after = _config(reference), _config(run)
-    # Without a table in one of them nobody looks up its rows: then it is the table that they differ in, if at all.
+    # Without a table in one of them nobody looks up its rows: then it is the table that they differ in, if at all. So too
+    # where no block waits.
     unused = {"ngram_rows"} if 1 in (before.get("ngrams"), after.get("ngrams")) else set()
+    unused |= {"grow_at"} if 0 in (before.get("grow_from"), after.get("grow_from")) else set()
     names = sorted(name for name in {*before, *after} - FREE - unused if before.get(name) != after.get(name))
     problems = [
         Problem("The runs have different settings.", found=f"{_flag(name)} {_shown(after.get(name))}",

@@ -12,7 +12,16 @@ from numpy.typing import NDArray
 from ambidex.cardfile import read_card
 from ambidex.checkpoint import Checkpoint
 from ambidex.compare import cards, states, tracefile
-from ambidex.compare.legs import Rebuild, TakingWatcher, Watcher, Workshop, play, recorder_for, with_floor
+from ambidex.compare.legs import (
+    Rebuild,
+    TakingWatcher,
+    Watcher,
+    Workshop,
+    others_for,
+    play,
+    recorder_for,
+    with_floor,
+)
 from ambidex.compare.states import Reference
 from ambidex.compare.tracefile import BY_BF16, Leg, Table, Trace
 from ambidex.errors import Problems
@@ -92,7 +101,8 @@ class Tracing(Observer):
             f"measuring the rounding floor of the first {count} steps, by the same steps in fp64 and with noise",
         )
         workshop = Workshop(self._rebuild, self._device, self._native)
-        self._free_floor = workshop.floor_tables(state, {s for s in self._recorder.steps if s < count}, count)
+        steps = {s for s in self._recorder.steps if s < count}
+        self._free_floor = workshop.floor_tables(state, steps, count, others_for(trainer.model))
         self._trace.floor_legs = list(self._free_floor)
         if band := min(trainer.settings.trace_band, trainer.settings.steps):
             line("trace", f"the loss of the first {band} steps twice more, with other roundings")

@@ -292,12 +292,12 @@ def momentum_of_one(self: Any, rate: float) -> None:
         self._muon.buffers[f"{L1}.mlp.up_proj.weight"].mul_(1.001)
 
 
-def reset_on_resume(original: Any, self: Any, moments: Any, steps_taken: int) -> None:
-    original(self, {name: torch.zeros_like(m) for name, m in moments.items()}, steps_taken)
+def reset_on_resume(original: Any, self: Any, moments: Any, *steps: int) -> None:
+    original(self, {name: torch.zeros_like(m) for name, m in moments.items()}, *steps)
 
 
-def steps_forgotten(original: Any, self: Any, moments: Any, steps_taken: int) -> None:
-    original(self, moments, steps_taken)
+def steps_forgotten(original: Any, self: Any, moments: Any, *steps: int) -> None:
+    original(self, moments, *steps)
     for count in self._adamw.steps.values():
         count.zero_()
 

@@ -1,0 +1,28 @@
+"""Blocks that join late: a run's first steps compute the first few blocks alone, which costs as much less.
+
+What the others add to the residual stream is exactly 0 until they join, so at every step the whole model computes what
+its first blocks alone do. Chen et al., "Net2Net", 2016, keep the function as well; Bu, "Deep progressive training:
+scaling up depth capacity of zero/one-layer models", 2025, has all the others join at once, late, before the rate falls.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Growth:
+    """``first`` of ``layers`` blocks compute until ``step`` updates are done, and then all of them."""
+
+    first: int
+    layers: int
+    step: int
+
+    def depth_at(self, step: int) -> int:
+        """Blocks that compute in update number ``step``, counted from 0."""
+        return self.first if step < self.step else self.layers
+
+    def mean_depth(self, steps: int) -> float:
+        """The mean of that over the first ``steps`` updates."""
+        waited = min(steps, self.step)
+        return (waited * self.first + (steps - waited) * self.layers) / max(1, steps)
