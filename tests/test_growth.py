@@ -76,14 +76,14 @@ def test_while_blocks_wait_the_validation_loss_is_that_of_the_whole_model(story,
 
 
 def test_a_late_weights_first_adamw_step_is_as_long_as_the_rate_whenever_it_comes(story, tmp_path):
-    trainer = make_trainer(story, tmp_path, **GROWING, weight_decay=0, clip=0)
+    trainer = make_trainer(story, tmp_path, **GROWING, optimizer="adamw", weight_decay=0, clip=0)
     name = "model.layers.2.self_attn.o_proj.weight"
     weight = dict(trainer.model.named_parameters())[name]
     for _ in range(4):
         trainer.update()
     row = trainer.update()
     moved = weight.detach().abs()
-    assert float(moved.median()) == pytest.approx(row.rate, rel=1e-2)
+    assert float(moved.median()) == pytest.approx(row.lr, rel=1e-2)
 
 
 def test_a_checkpoint_holds_every_moment_whether_blocks_wait_or_not(story, tmp_path):
