@@ -67,6 +67,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "larger bf16": {**LARGER, **ADAMW, "precision": "bf16"},
     "micro-batches": {"micro_batch_size": 2},
     "n-grams": {"ngrams": 4, "ngram_rows": 256},
+    "growing": {"layers": 3, "grow_from": 2, "grow_at": 0.5, "sampled_softmax": 4},
     "fused": {"fused": True},  # compiled passes between products
     "fused bf16": {**ADAMW, "precision": "bf16", "fused": True},
     "plain": {},  # torch's own products and derivatives on both sides, see `Bench`
