@@ -17,6 +17,7 @@ from pathlib import Path
 from memory import PRESETS, trainer
 
 from ambidex import plan
+from ambidex.summary import work_of
 from ambidex.text.tokens import prepare
 
 
@@ -39,10 +40,10 @@ def main() -> None:
                 started = time.process_time()
                 training.update()
                 took.append(time.process_time() - started)
-            s, step = training.settings, statistics.median(took)
-            operations = training.model.shape.operations_per_token()
+            s, step, work = training.settings, statistics.median(took), work_of(training)
+            operations = work.at(0)
             rate = s.batch_size * s.context / step
-            whole = plan.spell_seconds(s.steps * step)
+            whole = plan.spell_seconds(s.steps * step * work.mean(s.steps) / operations)
             print(f"{preset:<6}{options.precision:<6}{step:9.2f} s a step {rate:9,.0f} tokens/s "
                   f"{rate * operations / 1e9:7.0f} GFLOP/s   its {s.steps} steps: {whole}", flush=True)  # fmt: skip
 

@@ -94,17 +94,6 @@ def test_a_checkpoint_holds_every_moment_whether_blocks_wait_or_not(story, tmp_p
         assert {name: tuple(moment.shape) for name, moment in trainer.optimizer.state().items()} == wanted
 
 
-def test_blocks_that_have_joined_stay_where_a_run_becomes_longer(story, tmp_path):
-    trainer = make_trainer(story, tmp_path, **GROWING)
-    for _ in range(5):
-        trainer.update()
-    longer = make_trainer(story, tmp_path, **{**GROWING, "steps": 80})
-    longer.restore(trainer.snapshot())
-    assert longer.model.model.depth == 3
-    longer.update()
-    assert longer.optimizer.late_steps == 2
-
-
 def test_the_plan_says_when_blocks_join_and_counts_only_the_operations_that_are_done(story, tmp_path, capsys):
     words = train_words(story, tmp_path / "run", **GROWING, dry_run=True)
     assert cli.main(words) == 0

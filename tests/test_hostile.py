@@ -61,6 +61,7 @@ def test_a_header_that_cannot_be_true_and_numbers_that_are_none_are_refused(tmp_
 @pytest.mark.parametrize("changes", [
     {"step": 4}, {"step": True}, {"step": "3"}, {"format": 2}, {"seconds": -1}, {"seconds": float("nan")},
     {"best": [1.0]}, {"scale": [0.0, 1]}, {"optimizer_steps": -1}, {"optimizer_steps": 1.5}, {"config": []},
+    {"late_steps": -1}, {"late_steps": "2"}, {"late_steps": None},
 ])  # fmt: skip
 def test_a_state_with_a_value_that_cannot_be_is_refused(tmp_path, changes):
     folder = saved(tmp_path)

@@ -46,10 +46,11 @@ def short_story(tmp_path_factory: pytest.TempPathFactory, story: Path) -> Path:
         {"precision": "bf16"},
         {"micro_batch_size": 2, "schedule": "wsd", "kv_heads": 2},
         {"ngrams": 3, "ngram_rows": 64},
-        {"grow_from": 1, "grow_at": 0.5},
-        {"grow_from": 1, "grow_at": 0.5, "optimizer": "muon", "sampled_softmax": 4},
+        {"grow_from": 1, "grow_at": 0.5, "optimizer": "adamw"},
+        {"grow_from": 1, "grow_at": 0.25, "optimizer": "adamw"},
+        {"grow_from": 1, "grow_at": 0.25, "optimizer": "muon", "sampled_softmax": 4},
     ],
-    ids=["adamw", "muon", "bf16", "micro-batches", "n-grams", "growing", "growing and sampled, muon"],
+    ids=["adamw", "muon", "bf16", "micro-batches", "n-grams", "growing", "grown", "grown and sampled, muon"],
 )
 def test_killed_and_resumed_equals_straight_through(tmp_path, short_story, monkeypatch, numbers):
     # Steps 3, 6, 9 and 12 are saved, 4, 8 and 12 evaluated; the text is 21 sequences long, so an epoch ends within

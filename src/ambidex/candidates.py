@@ -1,7 +1,8 @@
 """Sampled softmax: a loss over some tokens of a large vocabulary, which stands for the loss over all of them.
 
-Most of the probability lies with tokens that the batch itself holds, so those are always among the candidates. Of the
-others every so-manieth is, and counts for those between in the sum under the softmax, which is so right on average.
+Most of the probability lies with the tokens that the batch asks for, so those are always among the candidates. Of the
+others every so-manieth is, and counts for those between in the sum under the softmax, which is so very nearly right on
+average; its logarithm, the loss, is a little low.
 Bengio and Senécal, "Adaptive importance sampling to accelerate training of a neural probabilistic language model",
 2008; Jean et al., "On using very large target vocabulary for neural machine translation", 2015.
 """
@@ -32,7 +33,7 @@ def count(held: int, vocabulary_size: int, one_in: int) -> int:
 
 
 def draw(targets: NDArray[np.int64], vocabulary_size: int, one_in: int) -> Candidates:
-    """The tokens of a whole batch of ``targets``, and one in ``one_in`` of the others.
+    """The tokens of a whole batch of ``targets``, all of them to be predicted, and one in ``one_in`` of the others.
 
     A function of the batch alone, so that every process, and every way to split it, draws the same. Neighbours in a
     learnt vocabulary are about as frequent as each other: equal strides take some of each frequency.

@@ -367,6 +367,7 @@ _STATE: dict[str, Callable[[Any], bool]] = {
     "best": lambda value: value is None or _pair(value, lambda n: _number(n, -math.inf)),
     "scale": lambda value: _pair(value, lambda n: _number(n, 1.0)),
     "optimizer_steps": _count,
+    "late_steps": _count,
     "skipped_in_a_row": _count,
     "config": lambda value: isinstance(value, dict),
     "card": lambda value: isinstance(value, dict),

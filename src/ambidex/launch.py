@@ -68,7 +68,7 @@ from ambidex.text.tokens import Tokens, prepare
 from ambidex.trainer import Trainer, as_it_is, fit
 
 MOST_RESUMES = 200  # that a card tells of: one that grew for ever would one day be too large to be read
-WARM_UP_STEPS = 4  # of which the first is left out: it pays for memory and threads
+WARM_UP_STEPS = 4
 
 
 @dataclass(frozen=True)
@@ -313,14 +313,18 @@ def build(settings: Settings, device: Device, tokens: Tokens, group: Group | Non
 
 
 def try_out(trainer: Trainer, forward: Callable[[Tensor], Tensor]) -> None:
-    """Compute the gradients of a micro-batch by ``forward``, and forget them."""
+    """Compute the gradients of a micro-batch by ``forward``, with every number of blocks that a step will have, and forget them."""
     trainer.forward = forward
+    growth = plan.growth_of(trainer.settings)
     share = trainer.group.most_rows(trainer.settings.batch_size)
     rows = -(-share // -(-share // trainer.rows_at_once))  # of the first micro-batch, as `accumulate` splits
     nothing = trainer.device.tensor(np.zeros((rows, trainer.settings.context), dtype=np.int64))
     try:
-        trainer.learn_from(nothing, nothing, nothing.numel(), trainer.scale.value)
+        for depth in dict.fromkeys((growth.layers, growth.depth_at(0))):
+            trainer.model.model.deepen(depth)
+            trainer.learn_from(nothing, nothing, nothing.numel(), trainer.scale.value)
     finally:
+        trainer.model.model.deepen(growth.depth_at(trainer.step))
         trainer.forward = trainer.model
         trainer.optimizer.zero_gradients()
 
@@ -359,24 +363,24 @@ def schedule_of(settings: Settings) -> Schedule:
     )  # fmt: skip
 
 
-def seconds_of_a_step(trainer: Trainer) -> float:
-    took = [trainer.update().seconds for _ in range(WARM_UP_STEPS)]
+def seconds_of_a_step(trainer: Trainer, steps: int) -> float:
+    """The median of some steps but the first, which pays for memory and threads."""
+    took = [trainer.update().seconds for _ in range(steps)]
     return statistics.median(b - a for a, b in pairwise(took))
 
 
 def take_time(trainer: Trainer) -> None:
     """Turn --time into --steps: a few steps on trial, undone afterwards, and what an evaluation costs."""
     settings = trainer.settings
-    growth = plan.growth_of(settings)
+    waited = plan.growth_of(settings).step / settings.steps
     with memory_errors_in_words(trainer):
-        first = seconds_of_a_step(trainer) if growth.step else 0.0
-        trainer.step = growth.step  # from here on all blocks compute
-        last = seconds_of_a_step(trainer)
+        first = seconds_of_a_step(trainer, WARM_UP_STEPS) if waited else 0.0
+        trainer.settings = settings.model_copy(update={"grow_from": 0})  # all blocks
+        last = seconds_of_a_step(trainer, 2 if waited else WARM_UP_STEPS)
         before = trainer.seconds
         predicted = settings.batch_size * settings.context
         trainer.evaluate(predicted)
         token_seconds = (trainer.seconds - before) / predicted
-    waited = growth.step / settings.steps
     step_seconds = waited * first + (1 - waited) * last
     held_out = trainer.tokens.validation_tokens
     on_the_way = min(settings.evaluation_tokens or held_out, held_out)

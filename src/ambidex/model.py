@@ -9,7 +9,6 @@ F feed-forward width, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 import torch
@@ -234,7 +233,9 @@ class Decoder(nn.Module):
         x = self.embed_tokens(tokens)
         if self.embed_ngrams is not None:
             x = x + self.embed_ngrams(tokens, cache.tokens if cache is not None else None)
-        for block in islice(self.layers, self.depth):
+        for number, block in enumerate(self.layers):
+            if number == self.depth:
+                break
             x = block(x, cosine, sine, cache)
         if cache is not None:
             cache.follow(tokens)
@@ -279,12 +280,13 @@ def initialise(model: LanguageModel, seed: int) -> None:
     additions = 2 * model.shape.layers
     silent = frozenset(model.late_weights())
     for name, weight in model.named_parameters():
-        if weight.ndim == 1:
-            weight.fill_(1.0)
+        outputs = name.endswith(("o_proj.weight", "down_proj.weight"))
+        if weight.ndim == 1 or (outputs and name in silent):
+            weight.fill_(1.0 if weight.ndim == 1 else 0.0)
             continue
         deviation = 0.02 if ".embed_" in name else weight.shape[1] ** -0.5
-        if name.endswith(("o_proj.weight", "down_proj.weight")):
-            deviation *= 0.0 if name in silent else model.shape.residual_init / additions**0.5
+        if outputs:
+            deviation *= model.shape.residual_init / additions**0.5
         elif name.endswith("embed_ngrams.weight"):
             deviation *= model.shape.residual_init
             if not deviation:  # numbers for a large table take time

@@ -42,9 +42,10 @@ def shape_of(settings: Settings, vocabulary_size: int) -> Shape:
 
 
 def growth_of(settings: Settings) -> Growth:
-    first = settings.grow_from or settings.layers
-    waits = first < settings.layers
-    return Growth(first, settings.layers, round(settings.steps * settings.grow_at) if waits else 0)
+    """When the blocks of a run join: all of them for its last step at the latest."""
+    first, steps = settings.grow_from or settings.layers, settings.steps
+    join = min(round(steps * settings.grow_at), steps - 1)
+    return Growth(first, settings.layers, join if first < settings.layers else 0)
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def memory(settings: Settings, shape: Shape, precision: str) -> Memory:
             "activations": int(HOLES * shape.layers * tokens * (norms + products))
             + 5 * tokens * 4 * feed_forward
             + groups,
-            "loss": tokens * min(shape.vocabulary_size, candidates) * logits,
+            "loss": tokens * candidates * logits,
         }
     )
 

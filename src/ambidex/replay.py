@@ -7,16 +7,27 @@ https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-# inputs and targets (B, T), the tokens that the loss is a mean over, the loss scale, and what the softmax runs over if it
-# is not the whole vocabulary -> this part's loss; adds gradients
-Learn = Callable[..., Tensor]
+
+class Learn(Protocol):
+    """Adds the gradients of a micro-batch and returns its part of the loss."""
+
+    def __call__(
+        self, inputs: Tensor, targets: Tensor, predicted: int, scale: float | Tensor, among: Any = None, /
+    ) -> Tensor:
+        """``inputs`` and ``targets`` are (B, T), ``predicted`` the tokens that the loss is a mean over, ``scale`` the loss
+        scale, ``among`` what the softmax runs over where that is not the whole vocabulary.
+        """
+        ...
+
+
 Kind = tuple[tuple[int, ...], int]  # of a micro-batch: its shape, and the tokens of the mean
 WARM_UPS = 2  # libraries make their handles and workspaces at first use, which cannot be recorded
 

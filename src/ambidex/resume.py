@@ -176,9 +176,10 @@ def unfinished_run(resolved: Resolved, tokens: Tokens, choice: Choice) -> Run | 
         del wanted["steps"]
 
     def matches(card: Mapping[str, Any]) -> bool:
-        before = settings_of(card)  # an older card lacks newer settings, which then stand as they were
+        settings = settings_of(card)  # an older card lacks newer settings, which then stand as they were
+        before = settings.model_dump() | settings.numeric()
         return (
-            all(getattr(before, name) == value for name, value in wanted.items())
+            all(before[name] == value for name, value in wanted.items())
             and card["data"]["hash"] == tokens.data_hash
             and str(card["device"]["name"]).split(":")[0] == choice.name.split(":")[0]
         )
@@ -302,6 +303,12 @@ def check_state(saved: Checkpoint, settings: Settings) -> None:
             ),
             Exit.DATA,
         )
+    late = int(saved.state.get("late_steps", 0))
+    if late > max(0, saved.step - plan.growth_of(settings).step):
+        raise Problems(
+            Problem("The checkpoint is of another run.", found=f"step {saved.step}, {late} updates of the blocks that join late",
+                    wanted="no more than steps since they joined"), Exit.DATA,
+        )  # fmt: skip
     if saved.step > settings.steps or saved.state["optimizer_steps"] > saved.step:
         raise Problems(
             Problem("The checkpoint is of another run.", found=f"step {saved.step}, {saved.state['optimizer_steps']} updates",

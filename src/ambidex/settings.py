@@ -264,14 +264,15 @@ class Settings(BaseModel):
 
     def numeric(self) -> dict[str, Any]:
         """The settings that decide a run's numbers: what "the same configuration" compares."""
+        grows = 0 < self.grow_from < self.layers
         without_effect = {"ngram_rows"} if self.ngrams == 1 else set()
-        if not 0 < self.grow_from < self.layers:
-            without_effect |= {"grow_from", "grow_at"}
-        return {
+        without_effect |= set() if grows else {"grow_at"}
+        found = {
             name: getattr(self, name)
             for name, info in fields().items()
             if is_numeric(info) and name not in without_effect
         }
+        return {**found, "grow_from": self.grow_from if grows else 0}
 
 
 def fields() -> dict[str, FieldInfo]:

@@ -78,7 +78,7 @@ def show_length(
             f"{first} alone for {growth.step} steps, then all {growth.layers}; the others add nothing until then",
         )
     if settings.sampled_softmax > 1:
-        line("", f"its loss runs over some {work.candidates:,} of {shape.vocabulary_size:,} tokens, a batch's own and one in "
+        line("", f"the training loss runs over some {work.candidates:,} of {shape.vocabulary_size:,} tokens, a batch's own and one in "
              f"{settings.sampled_softmax} of the others; what is held out is measured over all")  # fmt: skip
     line("time", str(took))
 

@@ -90,25 +90,18 @@ class Trainer:
     def __post_init__(self) -> None:
         share = self.group.most_rows(self.settings.batch_size)
         self.rows_at_once = min(self.settings.micro_batch_size or share, share)
-        self._begin_at(self._depth())
+        self._begin_at(growth_of(self.settings).depth_at(self.step))
 
-    def _depth(self) -> int:
-        """Blocks that compute in the next step. Once the late ones have joined they stay, however long the run becomes."""
-        return (
-            self.settings.layers
-            if self.optimizer.late_steps
-            else growth_of(self.settings).depth_at(self.step)
-        )
+    def deepen(self) -> None:
+        """Let as many blocks compute as are due in the next step: those that waited join at theirs."""
+        depth = growth_of(self.settings).depth_at(self.step)
+        if depth != self.model.model.depth:
+            self._begin_at(depth)
 
     def _begin_at(self, depth: int) -> None:
         self.model.model.deepen(depth)
         self.learn = self.prepare(self.learn_from)
         self._gradient_sum = self.group.gradient_sum(self.model)
-
-    def deepen(self) -> None:
-        """Let the blocks that waited join once it is their step."""
-        if self._depth() != self.model.model.depth:
-            self._begin_at(self._depth())
 
     def is_compiled(self) -> bool:
         return self.forward is not self.model

@@ -16,7 +16,7 @@ from ambidex.files import replace_synced
 from ambidex.screen import line
 from ambidex.trainer import Trainer
 
-FIRST = 10  # the numbers below are those of `train --trace`
+FIRST = 10  # plus the legs that there are: beyond all numbers that `train --trace` uses
 
 
 def raise_floor(trainer: Trainer, rebuild: Rebuild, path: Path, legs: int) -> None:

@@ -103,7 +103,10 @@ def why_not(reference: Mapping[str, Any], run: Mapping[str, Any]) -> list[Proble
 def _config(card: Mapping[str, Any]) -> dict[str, Any]:
     """Settings that decide numbers, older cards filled up; a loop of one's own has no data on its card, and any keys."""
     config = dict(card.get("config", {}))
-    return {**BEFORE, **config} if "data" in card else config
+    if "data" not in card:
+        return config
+    config = {**BEFORE, **config}
+    return {**config, "grow_from": 0} if config["grow_from"] == config.get("layers") else config
 
 
 def at(card: Mapping[str, Any], path: str) -> Any:

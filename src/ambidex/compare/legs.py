@@ -17,12 +17,13 @@ from ambidex.compare.arithmetic import Exact, Noisy, nudge
 from ambidex.compare.feed import Feeder, Taker
 from ambidex.compare.recorder import Recorder
 from ambidex.compare.tracefile import BY_BF16, Table, floor_of
+from ambidex.config import Settings
 from ambidex.errors import Problems
-from ambidex.model import LanguageModel
+from ambidex.plan import growth_of
 from ambidex.trainer import Observer, Trainer
 
-OTHERS = 4
-OTHERS_WITH_TABLE = 12  # two of 41 honest legs were called different with 4, 6.1 and 4.7 of a limit of 6; with 12 the same, at 1.3
+FEW, MANY = 4, 12  # roundings of a floor beside fp64's
+FEW_STEPS = 2
 
 Rebuild = Callable[[str, str], Trainer]  # device name and precision -> the same training, eager, at step 0
 
@@ -110,13 +111,16 @@ def play(trainer: Trainer, state: Checkpoint, watcher: Observer, count: int,
         trainer.optimizer.zero_gradients()
 
 
-def others_for(model: LanguageModel) -> int:
-    """Roundings to try for a floor of many steps.
+def others_for(settings: Settings, count: int) -> int:
+    """Roundings to try for a floor of ``count`` steps.
 
-    A row that only a look-up reaches gets its first gradient late in them. Where that gradient cancels, AdamW's first update
-    turns what is left of it, which is rounding, into a step as long as any: rare, and far beyond what a few legs show.
+    Where weights get their first gradient late in them, as rows that only a look-up reaches do, and blocks that join, one
+    of a million such gradients may cancel. AdamW's first update turns what is left of it, which is rounding, into a step
+    as long as any: rare, and far beyond what a few legs show (docs/experiments.md, 2026-11-26).
     """
-    return OTHERS if model.shape.ngrams == 1 and model.shape.tied else OTHERS_WITH_TABLE
+    s = settings
+    begins_late = s.ngrams > 1 or not s.tied or s.sampled_softmax > 1 or growth_of(s).step > 0
+    return MANY if begins_late and count > FEW_STEPS else FEW
 
 
 @dataclass
@@ -145,16 +149,16 @@ class Workshop:
             self._exact.device.products = None  # the fast products know fp32 and bf16 only
         return self._exact
 
-    def floor_tables(
-        self, state: Checkpoint, steps: set[int], count: int, others: int = OTHERS
-    ) -> dict[str, Table]:
-        """What fp64 and ``others`` more roundings make of the same steps: one table a leg, by the leg's name."""
+    def floor_tables(self, state: Checkpoint, steps: set[int], count: int) -> dict[str, Table]:
+        """What other roundings make of the same steps: one table a leg, by the leg's name."""
         tables: dict[str, Table] = {}
         with suppressing_types(tables):
             recorder = recorder_for(self.exact, steps)
             play(self.exact, in_double(state), Watcher(recorder), count, Exact())  # type: ignore[no-untyped-call]
             tables["fp64"] = Table.of(recorder.record)
-        return tables | self.other_roundings(state, steps, count, range(1, others + 1))
+        return tables | self.other_roundings(
+            state, steps, count, range(1, others_for(self.same.settings, count) + 1)
+        )
 
     def other_roundings(
         self, state: Checkpoint, steps: set[int], count: int, numbers: Iterable[int]

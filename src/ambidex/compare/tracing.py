@@ -17,7 +17,6 @@ from ambidex.compare.legs import (
     TakingWatcher,
     Watcher,
     Workshop,
-    others_for,
     play,
     recorder_for,
     with_floor,
@@ -102,7 +101,7 @@ class Tracing(Observer):
         )
         workshop = Workshop(self._rebuild, self._device, self._native)
         steps = {s for s in self._recorder.steps if s < count}
-        self._free_floor = workshop.floor_tables(state, steps, count, others_for(trainer.model))
+        self._free_floor = workshop.floor_tables(state, steps, count)
         self._trace.floor_legs = list(self._free_floor)
         if band := min(trainer.settings.trace_band, trainer.settings.steps):
             line("trace", f"the loss of the first {band} steps twice more, with other roundings")
