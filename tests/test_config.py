@@ -58,6 +58,10 @@ def test_rows_that_nobody_looks_up_tell_no_two_runs_apart():
     assert numeric(ngrams="1", ngram_rows="5") == numeric(ngrams="1")
     assert numeric(layers="3", grow_from="3", grow_at="0.1") == numeric(layers="3")
     assert numeric(layers="3", grow_from="2", grow_at="0.1") != numeric(layers="3", grow_from="2")
+    assert numeric(layers="3", grow_from="2").items() ^ numeric(layers="3").items() >= {
+        ("grow_from", 0),
+        ("grow_from", 2),
+    }
     assert numeric(ngrams="2", ngram_rows="5") != numeric(ngrams="2")
 
 

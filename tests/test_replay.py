@@ -32,7 +32,9 @@ class Line:
         self.weights = [torch.nn.Parameter(self.used), torch.nn.Parameter(self.unused)]
         self.replayed = Replayed(self.learn, self.weights)
 
-    def learn(self, inputs: Tensor, targets: Tensor, predicted: int, scale: float | Tensor) -> Tensor:
+    def learn(
+        self, inputs: Tensor, targets: Tensor, predicted: int, scale: float | Tensor, among: object = None
+    ) -> Tensor:
         loss = (self.weights[0] * inputs.float().sum()).sum() / predicted
         (loss * scale).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
@@ -74,6 +76,17 @@ def test_what_cannot_be_recorded_is_done_as_it_is_and_says_why() -> None:
     assert torch.equal(line.weights[0].grad, plain.weights[0].grad)
 
 
+def test_a_step_whose_softmax_runs_over_a_part_of_the_vocabulary_is_never_replayed() -> None:
+    line, plain = Line(), Line()
+    inputs = torch.ones(2, 1, dtype=torch.int64)
+    line.record(torch.zeros(2, 1, dtype=torch.int64), 4)
+    line.replayed._recordings[((2, 1), 4)].graph.replay = lambda: pytest.fail("it was replayed")  # type: ignore[method-assign]
+    line.replayed(inputs, inputs, 4, 1.0, "some tokens")
+    plain.learn(inputs, inputs, 4, 1.0)
+    assert torch.equal(line.weights[0].grad, plain.weights[0].grad)
+    assert "sampled softmax" in line.replayed.why_not
+
+
 def test_on_a_cpu_nothing_is_recorded() -> None:
     line = Line()
     assert Device("cpu", "fp32", 1).replayed(line.learn, line.weights) == line.learn
@@ -112,6 +125,7 @@ def built(story: Any, cache: Any, device: str, precision: str, **settings: Any) 
         {"compile": True},
         {"clip": 0.01},
         {"ngrams": 3},
+        {"grow_from": 1, "grow_at": 0.25},
     ],
     ids=str,
 )

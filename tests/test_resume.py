@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -284,6 +285,43 @@ def test_resume_without_out_finds_a_run_whose_card_is_older_than_a_setting(tmp_p
     path.write_text(json.dumps(card))
     assert train(*words) == 0
     assert [one.name for one in (tmp_path / "runs").iterdir()] == ["nano-001"]
+
+
+def test_resume_without_out_takes_up_no_run_that_grows_for_one_that_does_not(tmp_path, story, monkeypatch):
+    monkeypatch.setenv("AMBIDEX_RUNS", str(tmp_path / "runs"))
+    settings = {**TINY, "data": [str(story)]}
+    stopped_early(monkeypatch, 8, "train", *flags(**settings, grow_from=1))
+    assert train("train", "--resume", *flags(**settings)) == 0
+    assert sorted(one.name for one in (tmp_path / "runs").iterdir()) == ["nano-001", "nano-002"]
+    assert train("train", "--resume", *flags(**settings, grow_from=1)) == 0
+    assert len(list((tmp_path / "runs").iterdir())) == 2
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 0), (0, 1)])
+def test_a_card_that_says_otherwise_which_blocks_wait_continues_nothing(
+    tmp_path, story, monkeypatch, capsys, before, after
+):
+    out = tmp_path / "run"
+    stopped_early(monkeypatch, 8, *train_words(story, out, grow_from=before))
+    card = (out / "card.json").read_text()
+    (out / "card.json").write_text(card.replace(f'"grow_from": {before}', f'"grow_from": {after}'))
+    assert train("train", "--resume", "--out", str(out)) == 3
+    assert "grow_from" in capsys.readouterr().err
+
+
+def test_a_checkpoint_with_more_late_steps_than_there_can_be_is_refused(tmp_path, story, monkeypatch, capsys):
+    out = tmp_path / "run"
+    snapshot = Trainer.snapshot
+
+    def wrong(self):
+        found = snapshot(self)
+        return replace(found, state={**found.state, "late_steps": 7})
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "snapshot", wrong)
+        stopped_early(patch, 8, *train_words(story, out, grow_from=1, grow_at=0.5))
+    assert train("train", "--resume", "--out", str(out)) == 3
+    assert "7 updates of the blocks that join late" in capsys.readouterr().err
 
 
 def test_steps_made_of_time_are_the_cards_whatever_a_file_says(tmp_path, story, monkeypatch):

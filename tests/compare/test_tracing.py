@@ -12,7 +12,9 @@ import ambidex
 from ambidex.compare import tracefile
 from ambidex.compare.command import compare
 from ambidex.compare.fingerprint import errors
+from ambidex.compare.legs import others_for
 from ambidex.compare.tracefile import Leg
+from ambidex.config import Settings
 from ambidex.errors import Exit, Problems
 from ambidex.runs import Run
 from conftest import SMALL
@@ -75,6 +77,25 @@ def test_every_floor_of_the_first_steps_is_measured_and_small(reference: Path) -
         free.floor[row] for row, key in enumerate(free.keys) if key.step < 10 and key.kind == "steady_update"
     ]
     assert 0 < max(updates) < 1e-2
+
+
+def test_where_gradients_begin_late_the_floor_of_many_steps_has_twelve_roundings(
+    ngrams_reference: Path,
+) -> None:
+    legs = tracefile.read(ngrams_reference / "trace.safetensors").floor_legs
+    assert len(legs) == 13
+    assert [leg for leg in legs if leg.startswith("noise")] == ["noise, 1", "noise, 2", "noise, 3"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "count", "roundings"),
+    [
+        ({}, 10, 4), ({"ngrams": 2}, 10, 12), ({"ngrams": 2}, 2, 4), ({"tied": False}, 10, 12),
+        ({"sampled_softmax": 2}, 10, 12), ({"layers": 4, "grow_from": 1}, 10, 12), ({"layers": 1, "grow_from": 1}, 10, 4),
+    ],
+)  # fmt: skip
+def test_how_many_roundings_a_floor_takes(settings: dict[str, Any], count: int, roundings: int) -> None:
+    assert others_for(Settings(**settings), count) == roundings
 
 
 def test_a_reference_without_states_is_refused_with_what_to_do(train: Any, tmp_path: Path) -> None:
