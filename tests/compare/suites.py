@@ -216,7 +216,8 @@ def one_fault(
     if not bench.missing(suite, config, seed, fault.name):
         return
     started = time.perf_counter()
-    module = fault.module_of({**SMALL, **CONFIGS[config]}["layers"])
+    settings = {**SMALL, **CONFIGS[config]}
+    module = fault.module_of(settings.get("grow_from") or settings["layers"])
     row = {"suite": suite, "group": group, "config": config, "seed": seed, "case": fault.name, "stage": fault.stage,
            "module": module}  # fmt: skip
     reference = bench.reference(config, seed)

@@ -31,7 +31,7 @@ def clipped_one_by_one(original: Any, self: Any, *a: Any) -> float:
     norm = original(self, *a)
     for parameter in self.named.values():
         if parameter.grad is not None:
-            parameter.grad.mul_(min(1.0, 0.5 / float(parameter.grad.norm())))
+            parameter.grad.mul_(min(1.0, 0.5 / max(1e-30, float(parameter.grad.norm()))))
     return float(norm)
 
 
