@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ambidex import cli, plan
+from ambidex import cli, launch, plan
+from ambidex.compare.tracing import probe_steps
+from ambidex.engine import Device
 from ambidex.growth import Growth
 from ambidex.model import LanguageModel, Shape, initialise
+from ambidex.rows import Row
 from ambidex.runs import Run
+from ambidex.screen import Screen
+from ambidex.summary import share_of_peak, work_of
 from test_trainer import make_trainer
 from tiny import train_words
 
@@ -110,3 +116,69 @@ def test_a_run_that_grows_is_trained_saved_and_sampled(story: Path, tmp_path: Pa
     assert len(Run(out).metrics) == 8
     assert cli.main(["sample", str(out), "--tokens", "4"]) == 0
     assert cli.main(["export", str(out), "--to", str(tmp_path / "model")]) == 0
+
+
+def test_the_trial_of_time_counts_both_kinds_of_steps_and_not_what_a_replay_records(
+    story, tmp_path, monkeypatch
+):
+    steps, second = {}, 2
+
+    def recording(device, learn, weights):
+        calls = [0]
+
+        def replayed(*a):
+            calls[0] += 1
+            if calls[0] == second:
+                time.sleep(1)  # as a capture takes its time
+            return learn(*a)
+
+        return replayed
+
+    monkeypatch.setattr(Device, "replayed", recording)
+    for grow_from in (0, 1):
+        trainer = make_trainer(story, tmp_path, time=20.0, steps=100, grow_from=grow_from)
+        launch.take_time(trainer)
+        steps[grow_from] = trainer.settings.steps
+    assert steps[1] > 0.7 * steps[0]
+
+
+@given(st.floats(0, 1e4), st.floats(1e-3, 10), st.floats(1e-3, 10), st.floats(0, 1))
+def test_time_becomes_the_largest_number_of_steps_that_fit(left, first, last, part):
+    def seconds_of(steps):
+        waited = int(steps * part)
+        return waited * first + (steps - waited) * last
+
+    steps = launch.most_steps(seconds_of, left)
+    assert seconds_of(steps + 1) > left
+    assert steps == 1 or seconds_of(steps) <= left
+
+
+def test_compiling_tries_every_number_of_blocks_that_steps_will_have(story, tmp_path):
+    trainer, seen = make_trainer(story, tmp_path, **GROWING, sampled_softmax=4), []
+    launch.try_out(trainer, lambda inputs: seen.append(trainer.model.model.depth) or trainer.model(inputs))
+    assert seen == [3, 1]
+    assert trainer.model.model.depth == 1
+    assert trainer.forward is trainer.model
+    assert all(weight.grad is None for weight in trainer.model.parameters())
+
+
+def test_share_and_time_left_go_by_what_each_step_computes(story, tmp_path):
+    trainer = make_trainer(story, tmp_path, **GROWING, sampled_softmax=4)
+    trainer.device.product_rate = 1e9
+    work = work_of(trainer)
+    shape = trainer.model.shape
+    before, after = (shape.operations_per_token(depth, work.candidates) for depth in (1, 3))
+    assert (work.at(3), work.at(4)) == (before, after)
+    assert work.mean(8) * 8 == pytest.approx(4 * before + 4 * after, abs=8)
+    row = Row(5, 1, 1.0, None, 1.0, 1.0, 1.0, 1000.0)
+    assert share_of_peak(trainer, work, row) == pytest.approx(1000 * after / 1e9)
+    screen = Screen(8, 0, None, lambda steps: float(steps * work.mean(steps)), silent=True)
+    said = []
+    screen.write = said.append
+    screen.show(Row(4, 1, 1.0, 1.0, 1.0, 1.0, 10.0, 1000.0))
+    assert said[-1].split()[-1] == f"{10 * after / before:.0f}s"
+
+
+def test_a_trace_looks_at_the_two_steps_from_the_join():
+    assert {20, 21} <= probe_steps(40, join=20)
+    assert probe_steps(40) == probe_steps(40, join=0)

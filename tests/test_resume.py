@@ -297,31 +297,52 @@ def test_resume_without_out_takes_up_no_run_that_grows_for_one_that_does_not(tmp
     assert len(list((tmp_path / "runs").iterdir())) == 2
 
 
-@pytest.mark.parametrize(("before", "after"), [(1, 0), (0, 1)])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [('"grow_from": 1', '"grow_from": 0'), ('"grow_from": 0', '"grow_from": 1'), ('"grow_at": 0.5', '"grow_at": 0.9'),
+     ('"steps": 12', '"steps": 28')],
+)  # fmt: skip
 def test_a_card_that_says_otherwise_which_blocks_wait_continues_nothing(
     tmp_path, story, monkeypatch, capsys, before, after
 ):
     out = tmp_path / "run"
-    stopped_early(monkeypatch, 8, *train_words(story, out, grow_from=before))
+    stopped_early(
+        monkeypatch,
+        11,
+        *train_words(story, out, grow_from=int("0" not in before or "." in before), grow_at=0.5),
+    )
     card = (out / "card.json").read_text()
-    (out / "card.json").write_text(card.replace(f'"grow_from": {before}', f'"grow_from": {after}'))
+    assert before in card
+    (out / "card.json").write_text(card.replace(before, after))
     assert train("train", "--resume", "--out", str(out)) == 3
-    assert "grow_from" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "is not as it was" in said
+    assert "remove card.json" in said
 
 
-def test_a_checkpoint_with_more_late_steps_than_there_can_be_is_refused(tmp_path, story, monkeypatch, capsys):
+def test_a_setting_without_effect_contradicts_no_card(tmp_path, story, monkeypatch):
+    out = tmp_path / "run"
+    stopped_early(monkeypatch, 8, *train_words(story, out))
+    words = ["train", "--resume", "--out", str(out)]
+    assert train(*words, "--grow-from", "1") == 2
+    assert train(*words, "--grow-at", "0.5", "--ngram-rows", "5") == 0
+
+
+@pytest.mark.parametrize("late", [7, 2, None])  # of 9 steps, 3 of them with all blocks
+def test_a_checkpoint_with_late_steps_that_cannot_be_is_refused(tmp_path, story, monkeypatch, capsys, late):
     out = tmp_path / "run"
     snapshot = Trainer.snapshot
 
     def wrong(self):
         found = snapshot(self)
-        return replace(found, state={**found.state, "late_steps": 7})
+        state = {name: value for name, value in found.state.items() if name != "late_steps"}
+        return replace(found, state=state if late is None else {**state, "late_steps": late})
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "snapshot", wrong)
-        stopped_early(patch, 8, *train_words(story, out, grow_from=1, grow_at=0.5))
+        stopped_early(patch, 11, *train_words(story, out, grow_from=1, grow_at=0.5))
     assert train("train", "--resume", "--out", str(out)) == 3
-    assert "7 updates of the blocks that join late" in capsys.readouterr().err
+    assert f"{late} updates of the blocks that join late" in capsys.readouterr().err
 
 
 def test_steps_made_of_time_are_the_cards_whatever_a_file_says(tmp_path, story, monkeypatch):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import statistics
 import sys
@@ -51,6 +50,7 @@ from ambidex.resume import (
 )
 from ambidex.runs import Run
 from ambidex.screen import Screen, line
+from ambidex.settings import LARGEST
 from ambidex.stops import ECHO, Stops
 from ambidex.summary import (
     share_of_peak,
@@ -316,13 +316,16 @@ def try_out(trainer: Trainer, forward: Callable[[Tensor], Tensor]) -> None:
     """Compute the gradients of a micro-batch by ``forward``, with every number of blocks that a step will have, and forget them."""
     trainer.forward = forward
     growth = plan.growth_of(trainer.settings)
+    due = (growth.layers, growth.depth_at(trainer.step))
     share = trainer.group.most_rows(trainer.settings.batch_size)
     rows = -(-share // -(-share // trainer.rows_at_once))  # of the first micro-batch, as `accumulate` splits
-    nothing = trainer.device.tensor(np.zeros((rows, trainer.settings.context), dtype=np.int64))
+    zeros = np.zeros((rows, trainer.settings.context), dtype=np.int64)
+    among, places = trainer.candidates(zeros)
+    inputs, targets = trainer.device.tensor(zeros), trainer.device.tensor(places)
     try:
-        for depth in dict.fromkeys((growth.layers, growth.depth_at(0))):
+        for depth in dict.fromkeys(due):
             trainer.model.model.deepen(depth)
-            trainer.learn_from(nothing, nothing, nothing.numel(), trainer.scale.value)
+            trainer.learn_from(inputs, targets, zeros.size, trainer.scale.value, among)
     finally:
         trainer.model.model.deepen(growth.depth_at(trainer.step))
         trainer.forward = trainer.model
@@ -363,6 +366,17 @@ def schedule_of(settings: Settings) -> Schedule:
     )  # fmt: skip
 
 
+def most_steps(seconds_of: Callable[[int], float], left: float) -> int:
+    """The largest number of steps that take at most ``left`` seconds, at least 1; more steps take longer."""
+    low, high = 1, 2
+    while high < LARGEST and seconds_of(high) <= left:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if seconds_of(middle) <= left else (low, middle)
+    return low
+
+
 def seconds_of_a_step(trainer: Trainer, steps: int) -> float:
     """The median of some steps but the first, which pays for memory and threads."""
     took = [trainer.update().seconds for _ in range(steps)]
@@ -376,20 +390,23 @@ def take_time(trainer: Trainer) -> None:
     with memory_errors_in_words(trainer):
         first = seconds_of_a_step(trainer, WARM_UP_STEPS) if waited else 0.0
         trainer.settings = settings.model_copy(update={"grow_from": 0})  # all blocks
-        last = seconds_of_a_step(trainer, 2 if waited else WARM_UP_STEPS)
+        records = trainer.learn != trainer.learn_from  # a step early on, whose time is not a step's
+        last = seconds_of_a_step(trainer, 2 if waited and not records else WARM_UP_STEPS)
         before = trainer.seconds
         predicted = settings.batch_size * settings.context
         trainer.evaluate(predicted)
         token_seconds = (trainer.seconds - before) / predicted
-    step_seconds = waited * first + (1 - waited) * last
     held_out = trainer.tokens.validation_tokens
     on_the_way = min(settings.evaluation_tokens or held_out, held_out)
     fixed = held_out + (0 if settings.evaluate_every else 9 * on_the_way)
     left = settings.time - before - token_seconds * fixed
-    each = step_seconds
-    if settings.evaluate_every:
-        each += token_seconds * on_the_way / settings.evaluate_every
-    steps = trainer.group.from_writer(lambda: max(1, math.floor(left / each)))
+    evaluating = token_seconds * on_the_way / settings.evaluate_every if settings.evaluate_every else 0.0
+
+    def seconds_of(steps: int) -> float:
+        joined = plan.growth_of(settings.model_copy(update={"steps": steps})).step
+        return joined * first + (steps - joined) * last + steps * evaluating
+
+    steps = trainer.group.from_writer(lambda: most_steps(seconds_of, left))
     trainer.settings = settings.model_copy(update={"steps": steps})
     trainer.schedule = schedule_of(trainer.settings)
     initialise(trainer.model, settings.seed)
@@ -397,4 +414,7 @@ def take_time(trainer: Trainer) -> None:
     trainer.scale, trainer.skipped_in_a_row = trainer.device.loss_scale(), 0
     trainer.step, trainer.seconds = 0, 0.0
     trainer.deepen()
-    line("time", f"{plan.spell_seconds(settings.time)} is {steps} steps at {step_seconds:.3f} s each")
+    line(
+        "time",
+        f"{plan.spell_seconds(settings.time)} is {steps} steps at {seconds_of(steps) / steps:.3f} s each",
+    )

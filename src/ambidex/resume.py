@@ -131,12 +131,15 @@ def with_card(resolved: Resolved, card: Mapping[str, Any]) -> Resolved:
     }
     if before.time:
         given.pop("steps", None)  # the run's were made of --time, whatever a file says besides
+    numbers = {name: value for name, value in given.items() if config.is_numeric(config.fields()[name])}
+    same = before.model_copy(update=numbers).numeric() == before.numeric()
+    without_effect = set(numbers) if same else set()  # such as when blocks join of which none waits
     problems = [
         Problem("The run that is to be continued has another configuration.",
                 found=f"{config.flag(name)} {value} ({resolved.origins[name]})",
                 wanted=f"{config.flag(name)} {getattr(before, name)}, as in its {CARD}",
                 fix="leave it out, or start another run with another --out")
-        for name, value in given.items() if name in decisive and value != getattr(before, name)
+        for name, value in given.items() if name in decisive - without_effect and value != getattr(before, name)
     ]  # fmt: skip
     if problems:
         raise Problems(problems)
@@ -245,8 +248,8 @@ def restore_newest(trainer: Trainer, run: Run) -> None:
         check_none_saved(trainer.settings, run)
         line("", "no checkpoint had been written yet: starting at step 0")
     else:
-        check_state(found.checkpoint, trainer.settings)
         check_agrees(found.checkpoint, trainer.settings, trainer.device.precision)
+        check_state(found.checkpoint, trainer.settings)
         trainer.restore(found.checkpoint)
     if said := run.cut_back(trainer.step):
         line("", said)
@@ -303,17 +306,20 @@ def check_state(saved: Checkpoint, settings: Settings) -> None:
             ),
             Exit.DATA,
         )
-    late = int(saved.state.get("late_steps", 0))
-    if late > max(0, saved.step - plan.growth_of(settings).step):
-        raise Problems(
-            Problem("The checkpoint is of another run.", found=f"step {saved.step}, {late} updates of the blocks that join late",
-                    wanted="no more than steps since they joined"), Exit.DATA,
-        )  # fmt: skip
     if saved.step > settings.steps or saved.state["optimizer_steps"] > saved.step:
         raise Problems(
             Problem("The checkpoint is of another run.", found=f"step {saved.step}, {saved.state['optimizer_steps']} updates",
                     wanted=f"at most {settings.steps} steps, and no more updates than steps"), Exit.DATA,
         )  # fmt: skip
+    growth, late = plan.growth_of(settings), saved.state.get("late_steps")
+    if growth.step:
+        updates = int(saved.state["optimizer_steps"])
+        least, most = max(0, updates - growth.step), min(updates, max(0, saved.step - growth.step))
+        if late is None or not least <= late <= most:
+            raise Problems(
+                Problem("The checkpoint is of another run.", found=f"{late} updates of the blocks that join late, at step {saved.step}",
+                        wanted=f"{least}" + (f" to {most}" if most > least else "")), Exit.DATA,
+            )  # fmt: skip
 
 
 LOCAL = {"out", "data", "device", "threads"}  # settings that may differ between the processes of a run

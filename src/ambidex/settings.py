@@ -146,7 +146,7 @@ class Settings(BaseModel):
         numeric=True, group="model", ge=0, le=1024,
     )  # fmt: skip
     grow_at: float = setting(
-        0.8, "Part of the steps after which the blocks that waited join.", numeric=True, group="model", ge=0, le=1,
+        0.8, "Part of the steps after which the blocks that waited join, for the last step at the latest.", numeric=True, group="model", ge=0, le=1,
     )  # fmt: skip
 
     batch_size: int = setting(

@@ -61,26 +61,30 @@ def show_length(
     """Steps, tokens, operations and time."""
     per_step = settings.batch_size * settings.context
     work = plan.work_of(settings, shape, batches)
-    growth, operations = work.growth, f"{work.mean(settings.steps):,} operations a token"
+    operations = f"{work.mean(settings.steps):,} operations a token"
     took = plan.duration(settings, work, device, validation_tokens)
     if settings.dry_run and settings.time:
         steps = max(1, int(settings.time / took.seconds * settings.steps))
         line("plan", f"{plan.spell_seconds(settings.time)}, perhaps {steps:,} steps of {settings.batch_size} x "
              f"{settings.context} tokens (an estimate: a run measures its first steps), {operations}")  # fmt: skip
+        show_parts(settings.model_copy(update={"steps": steps}), work)
         return
     line("plan", f"{settings.steps} steps of {settings.batch_size} x {settings.context} tokens: "
                  f"{settings.steps * per_step:,} tokens, "
                  f"{settings.steps / batches.steps_per_epoch:.2f} times through the text, {operations}")  # fmt: skip
-    if growth.step:
-        first = f"the first {growth.first} block{'s' * (growth.first != 1)}"
-        line(
-            "",
-            f"{first} alone for {growth.step} steps, then all {growth.layers}; the others add nothing until then",
-        )
-    if settings.sampled_softmax > 1:
-        line("", f"the training loss runs over some {work.candidates:,} of {shape.vocabulary_size:,} tokens, a batch's own and one in "
-             f"{settings.sampled_softmax} of the others; what is held out is measured over all")  # fmt: skip
+    show_parts(settings, work)
     line("time", str(took))
+
+
+def show_parts(settings: Settings, work: plan.Work) -> None:
+    """What of the model, and of its vocabulary, training leaves out, where it does."""
+    growth = plan.growth_of(settings)
+    if growth.step:
+        blocks = f"the first {growth.first} block{'s' * (growth.first != 1)} alone for {growth.step:,} steps"
+        line("", f"{blocks}, then all {growth.layers}; the others add nothing until then")
+    if settings.sampled_softmax > 1:
+        line("", f"the training loss runs over some {work.candidates:,} of {work.shape.vocabulary_size:,} tokens, a batch's own "
+             f"and one in {settings.sampled_softmax} of the others; what is held out is measured over all")  # fmt: skip
 
 
 def show_settings(resolved: Resolved) -> None:

@@ -143,7 +143,7 @@ class Trainer:
         Sums are divided by the tokens of the whole batch, so any split into micro-batches, and of these among
         processes, gives the same gradient.
         """
-        among, answers = self._candidates(targets)
+        among, answers = self.candidates(targets)
         rows = self.group.rows(len(inputs))
         parts = -(-(rows.stop - rows.start) // self.rows_at_once)
         total = torch.zeros((), dtype=torch.float64)
@@ -155,7 +155,7 @@ class Trainer:
                 total += self.learn(*here, targets.size, self.scale.value, among).cpu().double()
         return self.group.sums(float(total))[0]
 
-    def _candidates(self, targets: NDArray[np.int64]) -> tuple[Among | None, NDArray[np.int64]]:
+    def candidates(self, targets: NDArray[np.int64]) -> tuple[Among | None, NDArray[np.int64]]:
         """What the softmax of a batch runs over, None for the whole vocabulary, and the places of the targets in it."""
         if self.settings.sampled_softmax == 1:
             return None, targets

@@ -119,7 +119,7 @@ def others_for(settings: Settings, count: int) -> int:
     as long as any: rare, and far beyond what a few legs show (docs/experiments.md, 2026-11-26).
     """
     s = settings
-    begins_late = s.ngrams > 1 or not s.tied or s.sampled_softmax > 1 or growth_of(s).step > 0
+    begins_late = s.ngrams > 1 or not s.tied or s.sampled_softmax > 1 or 0 < growth_of(s).step < count
     return MANY if begins_late and count > FEW_STEPS else FEW
 
 

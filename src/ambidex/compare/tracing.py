@@ -24,6 +24,7 @@ from ambidex.compare.legs import (
 from ambidex.compare.states import Reference
 from ambidex.compare.tracefile import BY_BF16, Leg, Table, Trace
 from ambidex.errors import Problems
+from ambidex.plan import growth_of
 from ambidex.runs import Run
 from ambidex.screen import line
 from ambidex.trainer import Observer, Trainer
@@ -36,9 +37,10 @@ FREE_STEPS = {
 FEW_STEPS = 2
 
 
-def probe_steps(steps: int) -> set[int]:
+def probe_steps(steps: int, join: int = 0) -> set[int]:
+    """``join``: the step at which blocks that waited begin to compute, and are seen for the first time."""
     late = late_start(steps)
-    return {step for step in (*PROBES, late, late + 1) if step < steps}
+    return {step for step in (*PROBES, late, late + 1, join, join + 1) if step < steps}
 
 
 def late_start(steps: int) -> int:
@@ -53,11 +55,12 @@ class Tracing(Observer):
         settings = trainer.settings
         self._run, self._reference = run, reference
         self._keeps_states = settings.trace_states
-        self._starts = {0, late_start(settings.steps)}
+        join = growth_of(settings).step
+        self._starts = {0, late_start(settings.steps), join}
         self._native, self._steps = trainer.device.precision, settings.steps
         self._by_hand = trainer.device.products is not None
         self._rebuild, self._device = rebuild, trainer.device.name
-        self._recorder = recorder_for(trainer, probe_steps(settings.steps))
+        self._recorder = recorder_for(trainer, probe_steps(settings.steps, join))
         self._recorder.watches_modules = trainer.forward is trainer.model
         self._watcher = Watcher(self._recorder)
         self._free_floor: dict[str, Table] = {}
