@@ -209,7 +209,7 @@ def spelled(report: dict[str, Any]) -> str:
         size = " x ".join(map(str, row["shape"]))
         lines.append(f"{row['product']:<20}{size:<20}{row['bf16']:>8,.0f}{row['fp32']:>8,.0f}"
                      f"{row.get('fp32 by oneDNN', 0.0):>13,.0f}")  # fmt: skip
-    lines += ["", f"a step of {report['preset']} in {report['precision']}: {step['seconds'] * 1e3:,.0f} ms, "
+    lines += ["", f"a step of {report['preset']} in {report['precision']}, of all blocks and the whole vocabulary: {step['seconds'] * 1e3:,.0f} ms, "
               f"{step['tokens_per_second']:,.0f} tokens/s, {step['page_faults']:,.0f} page faults"]  # fmt: skip
     lines += [f"  {part:<12}{seconds * 1e3:>9,.1f} ms  {seconds / step['seconds']:>4.0%}"
               for part, seconds in step["parts"].items()]  # fmt: skip

@@ -74,7 +74,7 @@ def kind(reference: Mapping[str, Any], run: Mapping[str, Any]) -> str:
 
 def why_not(reference: Mapping[str, Any], run: Mapping[str, Any]) -> list[Problem]:
     """Everything because of which the two are not the same training; empty where they are."""
-    before, after = _config(reference), _config(run)
+    before, after = config_of(reference), config_of(run)
     # Without a table in one of them nobody looks up its rows: then it is the table that they differ in, if at all. So too
     # where no block waits.
     unused = {"ngram_rows"} if 1 in (before.get("ngrams"), after.get("ngrams")) else set()
@@ -100,7 +100,7 @@ def why_not(reference: Mapping[str, Any], run: Mapping[str, Any]) -> list[Proble
     return problems
 
 
-def _config(card: Mapping[str, Any]) -> dict[str, Any]:
+def config_of(card: Mapping[str, Any]) -> dict[str, Any]:
     """Settings that decide numbers, older cards filled up; a loop of one's own has no data on its card, and any keys."""
     config = dict(card.get("config", {}))
     if "data" not in card:

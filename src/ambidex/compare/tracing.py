@@ -186,8 +186,8 @@ def _fitting(reference: Reference, trainer: Trainer) -> Reference | None:
     try:
         states.check_fits(reference, trainer.model)
     except Problems as problems:
-        settings = trainer.settings.numeric().items()
-        if any(card["config"].get(name) != value for name, value in settings if name not in cards.FREE):
+        before, settings = cards.config_of(card), trainer.settings.numeric().items()
+        if any(before.get(name) != value for name, value in settings if name not in cards.FREE):
             raise
         line("trace", f"no steps from {reference.path}: {problems.problems[0].found}")
         return None
