@@ -91,7 +91,7 @@ def test_where_gradients_begin_late_the_floor_of_many_steps_has_twelve_roundings
     ("settings", "count", "roundings"),
     [
         ({}, 10, 4), ({"ngrams": 2}, 10, 12), ({"ngrams": 2}, 2, 4), ({"tied": False}, 10, 12),
-        ({"sampled_softmax": 2}, 10, 12), ({"layers": 4, "grow_from": 1}, 10, 12), ({"layers": 1, "grow_from": 1}, 10, 4),
+        ({"sampled_softmax": 2}, 10, 12), ({"layers": 4, "grow_from": 1, "steps": 10}, 10, 12), ({"layers": 4, "grow_from": 1}, 10, 4), ({"layers": 1, "grow_from": 1}, 10, 4),
     ],
 )  # fmt: skip
 def test_how_many_roundings_a_floor_takes(settings: dict[str, Any], count: int, roundings: int) -> None:
