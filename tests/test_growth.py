@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ from ambidex.rows import Row
 from ambidex.runs import Run
 from ambidex.screen import Screen
 from ambidex.summary import share_of_peak, work_of
+from ambidex.trainer import Trainer
 from test_trainer import make_trainer
 from tiny import train_words
 
@@ -121,25 +122,24 @@ def test_a_run_that_grows_is_trained_saved_and_sampled(story: Path, tmp_path: Pa
 def test_the_trial_of_time_counts_both_kinds_of_steps_and_not_what_a_replay_records(
     story, tmp_path, monkeypatch
 ):
-    steps, second = {}, 2
+    """By a clock of its own: a step of one block takes 1 s, of all 10 s, and the second by each replay 100 s more."""
+    begun: list[object] = []  # the replays of the updates so far
 
-    def recording(device, learn, weights):
-        calls = [0]
+    def update(trainer):
+        trainer.deepen()
+        begun.append(trainer.learn)
+        records = sum(one is trainer.learn for one in begun) == 2
+        trainer.seconds += (1 if trainer.model.model.depth == 1 else 10) + 100 * records
+        trainer.step += 1
+        return Row(trainer.step, 1, 1.0, None, 1.0, 1.0, trainer.seconds, 1.0)
 
-        def replayed(*a):
-            calls[0] += 1
-            if calls[0] == second:
-                time.sleep(1)  # as a capture takes its time
-            return learn(*a)
-
-        return replayed
-
-    monkeypatch.setattr(Device, "replayed", recording)
-    for grow_from in (0, 1):
-        trainer = make_trainer(story, tmp_path, time=20.0, steps=100, grow_from=grow_from)
-        launch.take_time(trainer)
-        steps[grow_from] = trainer.settings.steps
-    assert steps[1] > 0.7 * steps[0]
+    monkeypatch.setattr(Device, "replayed", lambda device, learn, weights: partial(learn))
+    monkeypatch.setattr(Trainer, "update", update)
+    monkeypatch.setattr(Trainer, "evaluate", lambda trainer, limit: 1.0)
+    trial = 4 * 1 + 100 + 4 * 10 + 100
+    trainer = make_trainer(story, tmp_path, **{**GROWING, "time": trial + 1000.0})
+    launch.take_time(trainer)
+    assert trainer.settings.steps == 181  # 90 of 1 s and 91 of 10 s
 
 
 @given(st.floats(0, 1e4), st.floats(1e-3, 10), st.floats(1e-3, 10), st.floats(0, 1))

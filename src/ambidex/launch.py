@@ -403,8 +403,8 @@ def take_time(trainer: Trainer) -> None:
     evaluating = token_seconds * on_the_way / settings.evaluate_every if settings.evaluate_every else 0.0
 
     def seconds_of(steps: int) -> float:
-        joined = plan.growth_of(settings.model_copy(update={"steps": steps})).step
-        return joined * first + (steps - joined) * last + steps * evaluating
+        alone = plan.growth_of(settings.model_copy(update={"steps": steps})).step
+        return alone * first + (steps - alone) * last + steps * evaluating
 
     steps = trainer.group.from_writer(lambda: most_steps(seconds_of, left))
     trainer.settings = settings.model_copy(update={"steps": steps})

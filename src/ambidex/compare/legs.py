@@ -23,7 +23,7 @@ from ambidex.plan import growth_of
 from ambidex.trainer import Observer, Trainer
 
 FEW, MANY = 4, 12  # roundings of a floor beside fp64's
-FEW_STEPS = 2
+FEW_STEPS = 2  # from a state
 
 Rebuild = Callable[[str, str], Trainer]  # device name and precision -> the same training, eager, at step 0
 

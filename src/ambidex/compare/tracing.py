@@ -13,6 +13,7 @@ from ambidex.cardfile import read_card
 from ambidex.checkpoint import Checkpoint
 from ambidex.compare import cards, states, tracefile
 from ambidex.compare.legs import (
+    FEW_STEPS,
     Rebuild,
     TakingWatcher,
     Watcher,
@@ -34,7 +35,6 @@ LATE_START = 8  # the state after the first one from which two steps are taken
 FREE_STEPS = {
     "fp32": 10
 }  # how far the floor of the free run is measured; a bf16 run's is near 1 soon after step 1
-FEW_STEPS = 2
 
 
 def probe_steps(steps: int, join: int = 0) -> set[int]:
