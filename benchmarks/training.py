@@ -113,10 +113,6 @@ def in_a_child(contestant: str, job: dict[str, Any], transformers_python: str) -
 
 def child(contestant: str, job: dict[str, Any]) -> dict[str, Any]:
     who, precision, *way = contestant.split()
-    if who == "ours":  # as `ambidex train` does, before torch is imported
-        from ambidex.device.cpu import spin_briefly
-
-        spin_briefly(os.environ)
     import torch
 
     torch.set_num_threads(job["threads"])

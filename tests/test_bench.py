@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from ambidex import bench, cli, config, plan
-from ambidex.device.cpu import spin_briefly
 from ambidex.engine import Device
 from ambidex.errors import Problems
 
@@ -84,16 +83,6 @@ def test_the_rate_of_a_product_is_kept_for_the_share_of_peak(precision: str) -> 
     assert device.product_rate == 0.0
     assert device.matmul_rate(64, 32, 16, seconds=0.01) == device.product_rate > 0
     assert torch.get_num_threads() == 1
-
-
-@pytest.mark.parametrize(
-    ("given", "wanted"),
-    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)],
-)
-def test_idle_threads_spin_briefly_unless_the_user_has_said_how_they_wait(given, wanted) -> None:
-    environ = dict(given)
-    spin_briefly(environ)
-    assert environ.get("GOMP_SPINCOUNT") == wanted
 
 
 @pytest.mark.parametrize("words", ["--to-loss nan --data x.txt", "--steps 0", "--rounds -1", "--threads -1"])

@@ -29,11 +29,7 @@ __all__ = ["Problems", "Run", "__version__", "doctor", "gpu_usable", "trace", "t
 def __getattr__(name: str) -> Any:
     if name in _WHERE:
         import importlib
-        import os
 
-        from ambidex.device.cpu import spin_briefly
-
-        spin_briefly(os.environ)
         return getattr(importlib.import_module(_WHERE[name]), name)
     raise AttributeError(f"module 'ambidex' has no attribute {name!r}")
 

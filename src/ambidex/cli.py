@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ambidex.commands import FUNCTIONS
-from ambidex.device.cpu import spin_briefly
 from ambidex.errors import Exit, Problem, Problems, did_you_mean
 from ambidex.parsers import COMMANDS, EXAMPLES
 from ambidex.stops import obey_as_first_process
@@ -128,7 +127,6 @@ def run(arguments: list[str]) -> int:
         print(f"ambidex {ambidex.__version__}")
         return Exit.DONE
     obey_as_first_process()
-    spin_briefly(os.environ)
     command, rest = arguments[0], arguments[1:]
     if command not in COMMANDS:
         near = did_you_mean(command, list(COMMANDS))

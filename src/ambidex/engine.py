@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from ambidex import derivatives
 from ambidex.device import cpu as processor
 from ambidex.errors import Exit, Problem, Problems
-from ambidex.fused.compiler import build
+from ambidex.fused.compiler import build, loaded_openmp
 from ambidex.fused.operations import Fused
 from ambidex.fused.passes import Passes
+from ambidex.idling import Crowd, Idling, is_left_to_us
 from ambidex.products import Operations, Products, has_onednn_product, onednn_product, using
 from ambidex.replay import Learn, Replayed, first_line
 from ambidex.text.cache import default_cache
@@ -74,6 +75,8 @@ class Device:
         self.product_rate = 0.0  # operations per second of one product, once `matmul_rate` has measured it
         if self.kind == "cpu":
             keep_pages()
+            if threads > 1:
+                share_cores()
 
     def set_numerics(self) -> None:
         """Set this device's switches; call it again after another Device was made in the same process."""
@@ -309,6 +312,20 @@ def keep_pages() -> bool:
     if mallopt is None:
         return False  # musl has none, and keeps pages in its own way
     return bool(mallopt(-4, 0) and mallopt(-1, 2**31 - 1) and mallopt(-2, 64 << 20))
+
+
+@cache  # one for the process
+def share_cores() -> Idling | None:
+    """Begin to look how long idle threads should wait (`idling.py`), where that is ours to say."""
+    libgomp = loaded_openmp()
+    if libgomp is None or not is_left_to_us(os.environ, libgomp):
+        return None
+    try:
+        idling = Idling(Crowd(libgomp))
+    except (OSError, AttributeError):
+        return None
+    idling.start()
+    return idling
 
 
 def available_bytes() -> int | None:

@@ -12,7 +12,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
 from ambidex.device.ask import Answer, ask
@@ -78,18 +78,6 @@ def threads_by_default(cpu: Cpu, environ: Mapping[str, str], machine: str = "x86
         if first.isascii() and first.isdigit() and int(first[:6]) > 0:
             return int(first[:6])
     return max(1, min(cpu.cores, cpu.affinity) if machine == "x86_64" else cpu.affinity)
-
-
-def spin_briefly(environ: MutableMapping[str, str]) -> None:
-    """Let idle OpenMP threads wait about 25 microseconds before they sleep; call it before torch is imported.
-
-    GNU's OpenMP, which torch's Linux wheels bring, spins for milliseconds instead. On a machine that others use too,
-    the spinning thread holds the core that the one it waits for needs: a step of two threads took over ten times as
-    long (docs/experiments.md). What the user has set is left alone; it changes no number.
-    https://gcc.gnu.org/onlinedocs/libgomp/GOMP_005fSPINCOUNT.html
-    """
-    if "OMP_WAIT_POLICY" not in environ:
-        environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def look(
