@@ -5,16 +5,28 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
-import torch  # noqa: F401  (loads its OpenMP)
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ambidex import idling
+from ambidex import engine, idling
 from ambidex.fused.compiler import loaded_openmp
-from ambidex.idling import LEFT, QUIET_TURNS, WANTED, Idling, Others, delays, is_left_to_us, longest_wait
+from ambidex.idling import (
+    LEFT,
+    QUIET_TURNS,
+    WANTED,
+    Crowd,
+    Idling,
+    Others,
+    delays,
+    is_left_to_us,
+    is_room_for,
+    longest_wait,
+)
 
 SHARES = st.floats(0, 2)
 
@@ -25,7 +37,7 @@ class Gathered:
     def __init__(self) -> None:
         self.here = False
 
-    def gather(self) -> None:
+    def gather(self, _computing: int) -> None:
         self.here = True
 
     def leave(self) -> None:
@@ -76,6 +88,8 @@ def test_delays_are_each_threads_second_number_and_a_thread_that_ended_is_left_o
 def test_a_kernel_without_these_numbers_tells_nothing(tmp_path: Path) -> None:
     (tmp_path / "10").mkdir()
     assert delays(tmp_path) is None
+    (tmp_path / "10" / "schedstat").write_text("0 0 0\n")  # built without CONFIG_SCHED_INFO
+    assert delays(tmp_path) is None
     assert delays(tmp_path / "nowhere") is None
 
 
@@ -86,7 +100,7 @@ def turns(*delayed: int | None) -> list[bool]:
     for milliseconds in delayed:
         total += (milliseconds or 0) * 1_000_000
         told.append(None if milliseconds is None else {"1": total})
-    watching = Idling(crowd, iter(told).__next__, lambda: next(times) / 2)  # type: ignore[arg-type]
+    watching = Idling(crowd, 2, iter(told).__next__, lambda: next(times) / 2)  # type: ignore[arg-type]
     found = []
     for _ in delayed:
         watching.look()
@@ -109,6 +123,9 @@ def test_where_the_kernel_tells_nothing_idle_threads_sleep_early() -> None:
         ({}, "libgomp-a34b3233.so.1", True),
         ({"GOMP_SPINCOUNT": "7"}, "libgomp.so.1", False),
         ({"OMP_WAIT_POLICY": "ACTIVE"}, "libgomp.so.1", False),
+        ({"OMP_THREAD_LIMIT": "2"}, "libgomp.so.1", False),
+        ({"OMP_STACKSIZE": "1G"}, "libgomp.so.1", False),
+        ({"OMP_NUM_THREADS": "2"}, "libgomp.so.1", True),
         ({}, "libiomp5.so", False),
         ({}, "libomp.so", False),
         ({}, None, False),
@@ -116,6 +133,39 @@ def test_where_the_kernel_tells_nothing_idle_threads_sleep_early() -> None:
 )
 def test_who_says_how_idle_threads_wait(environ: dict[str, str], openmp: str | None, ours: bool) -> None:
     assert is_left_to_us(environ, None if openmp is None else Path("/lib", openmp)) is ours
+
+
+def no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+
+
+def test_where_no_thread_can_be_started_nobody_gathers_and_nothing_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert is_room_for(3)
+    libgomp = loaded_openmp()
+    if libgomp is None or not is_left_to_us({}, libgomp):
+        pytest.skip("needs GNU's OpenMP")
+    crowd = Crowd(libgomp)
+    no_room(monkeypatch)
+    assert not is_room_for(1)
+    crowd.gather(1)
+    crowd.leave()
+
+
+def test_a_device_is_made_where_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine._idling.cache_clear()
+    no_room(monkeypatch)
+    before = torch.get_num_threads()
+    try:
+        assert engine.Device("cpu", "fp32", threads=2).threads == 2
+        assert engine._idling() is None
+    finally:
+        engine._idling.cache_clear()
+        torch.set_num_threads(before)
 
 
 # Counts how often the second thread of a team went to sleep while the first let it wait a hundredth of its usual patience.
@@ -145,8 +195,8 @@ def asleep(times=200):
 
 crowd = Crowd(loaded_openmp())
 alone = asleep()
-crowd.gather()
-crowd.gather()
+crowd.gather(2)
+crowd.gather(2)
 beside = asleep()
 crowd.leave()
 deadline = time.monotonic() + 60
@@ -157,12 +207,11 @@ print(alone, beside, asleep())
 
 
 @pytest.mark.skipif(
-    not is_left_to_us({}, loaded_openmp()) or delays() is None,
-    reason="needs GNU's OpenMP and Linux's numbers",
+    not is_left_to_us({}, loaded_openmp()) or delays() is None or len(os.sched_getaffinity(0)) < 2,
+    reason="needs GNU's OpenMP, Linux's numbers, and two processors",
 )
 def test_a_crowd_makes_idle_threads_sleep_and_its_leaving_makes_them_wait_again() -> None:
-    said = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS")
-    environment = {name: value for name, value in os.environ.items() if name not in said}
+    environment = {name: value for name, value in os.environ.items() if "OMP_" not in name}
     environment["PYTHONPATH"] = str(Path(idling.__file__).parents[1])
     done = subprocess.run([sys.executable, "-c", SLEEPS], env=environment, capture_output=True, text=True, check=True)  # fmt: skip
     alone, beside, after = (int(word) for word in done.stdout.split())

@@ -75,8 +75,8 @@ class Device:
         self.product_rate = 0.0  # operations per second of one product, once `matmul_rate` has measured it
         if self.kind == "cpu":
             keep_pages()
-            if threads > 1:
-                share_cores()
+        if threads > 1:
+            share_cores(threads)
 
     def set_numerics(self) -> None:
         """Set this device's switches; call it again after another Device was made in the same process."""
@@ -314,17 +314,22 @@ def keep_pages() -> bool:
     return bool(mallopt(-4, 0) and mallopt(-1, 2**31 - 1) and mallopt(-2, 64 << 20))
 
 
-@cache  # one for the process
-def share_cores() -> Idling | None:
-    """Begin to look how long idle threads should wait (`idling.py`), where that is ours to say."""
+def share_cores(threads: int) -> None:
+    """See to it that idle threads of those that compute wait as long as they should (`idling.py`), where that is ours to say."""
+    if (idling := _idling()) is not None:
+        idling.computing = threads
+
+
+@cache  # one for the process, which has one libgomp
+def _idling() -> Idling | None:
     libgomp = loaded_openmp()
     if libgomp is None or not is_left_to_us(os.environ, libgomp):
         return None
     try:
-        idling = Idling(Crowd(libgomp))
-    except (OSError, AttributeError):
-        return None
-    idling.start()
+        idling = Idling(Crowd(libgomp), computing=1)
+        idling.start()
+    except (OSError, AttributeError, RuntimeError):
+        return None  # steps take longer beside other work, no more
     return idling
 
 

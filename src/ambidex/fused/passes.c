@@ -32,24 +32,23 @@ static inline uint16_t rounded(float number) /* to nearest, ties to even; what i
     return (bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : (uint16_t)near;
 }
 
-static void load(float *restrict to, const void *from, int low, int64_t offset, int64_t count)
+/* The numbers where they lie, or widened into `room`: a copy of fp32 would cost more than the arithmetic of most passes
+ * (memcpy of such lengths is `rep movsb` in glibc, slow on Zen 3). */
+static float *numbers(float *room, const void *from, int low, int64_t offset, int64_t count)
 {
-    if (low) {
-        const uint16_t *restrict numbers = (const uint16_t *)from + offset;
-        for (int64_t i = 0; i < count; i++) to[i] = widened(numbers[i]);
-    } else {
-        memcpy(to, (const float *)from + offset, (size_t)count * sizeof *to);
-    }
+    if (!low) return (float *)from + offset;
+    const uint16_t *restrict lows = (const uint16_t *)from + offset;
+    for (int64_t i = 0; i < count; i++) room[i] = widened(lows[i]);
+    return room;
 }
 
-static void store(void *to, int low, int64_t offset, const float *restrict from, int64_t count)
+/* Where to write numbers that `settle` then leaves there or rounds into their place. */
+static float *place(float *room, void *to, int low, int64_t offset) { return low ? room : (float *)to + offset; }
+
+static void settle(void *to, int low, int64_t offset, const float *restrict from, int64_t count)
 {
-    if (low) {
-        uint16_t *restrict numbers = (uint16_t *)to + offset;
-        for (int64_t i = 0; i < count; i++) numbers[i] = rounded(from[i]);
-    } else {
-        memcpy((float *)to + offset, from, (size_t)count * sizeof *from);
-    }
+    uint16_t *restrict lows = (uint16_t *)to + offset;
+    for (int64_t i = 0; low && i < count; i++) lows[i] = rounded(from[i]);
 }
 
 /* e^x within two units of the last place, for x up to 88; 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2]
@@ -90,21 +89,21 @@ int rms_norm(const void *x, int x_low, int64_t inner, int64_t x_stride, const fl
     int failed = 0;
 #pragma omp parallel num_threads(threads) if (rows * width > FEW) reduction(| : failed)
     {
-        float *row = scratch(width);
-        failed |= !row;
+        float *room = scratch(width);
+        failed |= !room;
 #pragma omp for schedule(static)
         for (int64_t n = 0; n < rows; n++) {
-            if (!row) continue;
-            load(row, x, x_low, n / inner * x_stride + n % inner * width, width);
+            if (!room) continue;
+            const float *restrict row = numbers(room, x, x_low, n / inner * x_stride + n % inner * width, width);
+            float *restrict normed = out + n * width;
             float squares = 0;
 #pragma omp simd reduction(+ : squares)
             for (int64_t i = 0; i < width; i++) squares += row[i] * row[i];
             float scale = 1.0f / sqrtf(squares / (float)width + epsilon);
-            for (int64_t i = 0; i < width; i++) row[i] = row[i] * scale * weight[i];
+            for (int64_t i = 0; i < width; i++) normed[i] = row[i] * scale * weight[i];
             scales[n] = scale;
-            memcpy(out + n * width, row, (size_t)width * sizeof *out);
         }
-        free(row);
+        free(room);
     }
     return failed;
 }
@@ -117,20 +116,21 @@ int rms_norm_back(const void *gradient, int gradient_low, const void *x, int x_l
     int failed = 0;
 #pragma omp parallel num_threads(threads) if (rows * width > FEW) reduction(| : failed)
     {
-        float *unit = scratch(width), *by = scratch(width);
-        failed |= !unit || !by;
+        float *restrict unit = scratch(width), *room = scratch(3 * width);
+        failed |= !unit || !room;
 #pragma omp for schedule(static)
         for (int64_t block = 0; block < BLOCKS; block++) {
             float *restrict sum = sums + (block + 1) * width;
             memset(sum, 0, (size_t)width * sizeof *sum);
             for (int64_t n = first_of(block, rows); n < first_of(block + 1, rows); n++) {
-                if (!unit || !by) continue;
+                if (!unit || !room) continue;
                 float scale = scales[n], along = 0;
-                load(unit, x, x_low, n / inner * x_stride + n % inner * width, width);
-                load(by, gradient, gradient_low, n * width, width);
+                const float *restrict row = numbers(room, x, x_low, n / inner * x_stride + n % inner * width, width);
+                const float *restrict given = numbers(room + width, gradient, gradient_low, n * width, width);
+                float *restrict by = place(room + 2 * width, by_x, x_low, n * width);
 #pragma omp simd reduction(+ : along)
                 for (int64_t i = 0; i < width; i++) {
-                    float u = unit[i] * scale, g = by[i];
+                    float u = row[i] * scale, g = given[i];
                     sum[i] += g * u;
                     g *= weight[i];
                     along += g * u;
@@ -139,11 +139,11 @@ int rms_norm_back(const void *gradient, int gradient_low, const void *x, int x_l
                 }
                 along /= (float)width;
                 for (int64_t i = 0; i < width; i++) by[i] = (by[i] - unit[i] * along) * scale;
-                store(by_x, x_low, n * width, by, width);
+                settle(by_x, x_low, n * width, by, width);
             }
         }
         free(unit);
-        free(by);
+        free(room);
     }
     memcpy(sums, sums + width, (size_t)width * sizeof *sums);
     for (int64_t block = 1; block < BLOCKS; block++)
@@ -160,16 +160,16 @@ int rotate(const void *from, int from_low, const float *cosine, const float *sin
     int64_t half = width / 2;
 #pragma omp parallel num_threads(threads) if (batch * length * heads * width > FEW) reduction(| : failed)
     {
-        float *row = scratch(2 * width), *turned = row ? row + width : row;
-        failed |= !row;
+        float *room = scratch(2 * width);
+        failed |= !room;
 #pragma omp for schedule(static)
         for (int64_t n = 0; n < batch * length; n++) {
             int64_t b = n / length, t = n % length;
             const float *restrict c = cosine + t * width, *restrict s = sine + t * width;
-            for (int64_t h = 0; row && h < heads; h++) {
+            for (int64_t h = 0; room && h < heads; h++) {
                 int64_t by_token = (n * heads + h) * width, by_head = ((b * heads + h) * length + t) * width;
-                load(row, from, from_low, back ? by_head : by_token, width);
-                const float *restrict first = row, *restrict second = row + half;
+                const float *first = numbers(room, from, from_low, back ? by_head : by_token, width), *second = first + half;
+                float *restrict turned = place(room + width, to, to_low, back ? by_token : by_head);
                 if (back) {
                     for (int64_t i = 0; i < half; i++) turned[i] = first[i] * c[i] + second[i] * s[half + i];
                     for (int64_t i = 0; i < half; i++) turned[half + i] = second[i] * c[half + i] - first[i] * s[i];
@@ -177,10 +177,10 @@ int rotate(const void *from, int from_low, const float *cosine, const float *sin
                     for (int64_t i = 0; i < half; i++) turned[i] = first[i] * c[i] - second[i] * s[i];
                     for (int64_t i = 0; i < half; i++) turned[half + i] = second[i] * c[half + i] + first[i] * s[half + i];
                 }
-                store(to, to_low, back ? by_token : by_head, turned, width);
+                settle(to, to_low, back ? by_token : by_head, turned, width);
             }
         }
-        free(row);
+        free(room);
     }
     return failed;
 }
@@ -192,18 +192,18 @@ int swiglu(const void *gate, int64_t gate_stride, const void *up, int64_t up_str
     int failed = 0;
 #pragma omp parallel num_threads(threads) if (rows * width > FEW) reduction(| : failed)
     {
-        float *g = scratch(width), *u = scratch(width);
-        failed |= !g || !u;
+        float *room = scratch(3 * width);
+        failed |= !room;
 #pragma omp for schedule(static)
         for (int64_t n = 0; n < rows; n++) {
-            if (!g || !u) continue;
-            load(g, gate, low, n * gate_stride, width);
-            load(u, up, low, n * up_stride, width);
-            for (int64_t i = 0; i < width; i++) g[i] = g[i] * logistic(g[i]) * u[i];
-            store(out, low, n * width, g, width);
+            if (!room) continue;
+            const float *restrict g = numbers(room, gate, low, n * gate_stride, width);
+            const float *restrict u = numbers(room + width, up, low, n * up_stride, width);
+            float *restrict product = place(room + 2 * width, out, low, n * width);
+            for (int64_t i = 0; i < width; i++) product[i] = g[i] * logistic(g[i]) * u[i];
+            settle(out, low, n * width, product, width);
         }
-        free(g);
-        free(u);
+        free(room);
     }
     return failed;
 }
@@ -215,25 +215,25 @@ int swiglu_back(const void *gradient, const void *gate, int64_t gate_stride, con
     int failed = 0;
 #pragma omp parallel num_threads(threads) if (rows * width > FEW) reduction(| : failed)
     {
-        float *d = scratch(width), *g = scratch(width), *u = scratch(width);
-        failed |= !d || !g || !u;
+        float *room = scratch(5 * width);
+        failed |= !room;
 #pragma omp for schedule(static)
         for (int64_t n = 0; n < rows; n++) {
-            if (!d || !g || !u) continue;
-            load(d, gradient, low, n * width, width);
-            load(g, gate, low, n * gate_stride, width);
-            load(u, up, low, n * up_stride, width);
+            if (!room) continue;
+            const float *restrict d = numbers(room, gradient, low, n * width, width);
+            const float *restrict g = numbers(room + width, gate, low, n * gate_stride, width);
+            const float *restrict u = numbers(room + 2 * width, up, low, n * up_stride, width);
+            float *restrict by_g = place(room + 3 * width, by_gate, low, n * by_stride);
+            float *restrict by_u = place(room + 4 * width, by_up, low, n * by_stride);
             for (int64_t i = 0; i < width; i++) {
                 float share = logistic(g[i]), silu = g[i] * share;
-                u[i] = d[i] * u[i] * (share + silu * (1.0f - share));
-                g[i] = d[i] * silu;
+                by_g[i] = d[i] * u[i] * (share + silu * (1.0f - share));
+                by_u[i] = d[i] * silu;
             }
-            store(by_gate, low, n * by_stride, u, width);
-            store(by_up, low, n * by_stride, g, width);
+            settle(by_gate, low, n * by_stride, by_g, width);
+            settle(by_up, low, n * by_stride, by_u, width);
         }
-        free(d);
-        free(g);
-        free(u);
+        free(room);
     }
     return failed;
 }
@@ -246,14 +246,14 @@ int causal_softmax(void *scores, int low, float scale, int64_t seen, int64_t mat
     int failed = 0;
 #pragma omp parallel num_threads(threads) if (matrices * rows * columns > FEW) reduction(| : failed)
     {
-        float *row = scratch(columns);
-        failed |= !row;
+        float *room = scratch(columns);
+        failed |= !room;
 #pragma omp for schedule(static, 1) collapse(2) /* later rows see more: dealt out one by one */
         for (int64_t m = 0; m < matrices; m++)
             for (int64_t r = 0; r < rows; r++) {
-                if (!row) continue;
+                if (!room) continue;
                 int64_t offset = (m * rows + r) * columns, count = seen + r + 1 < columns ? seen + r + 1 : columns;
-                load(row, scores, low, offset, count);
+                float *restrict row = numbers(room, scores, low, offset, count);
                 float most = row[0], sum = 0;
 #pragma omp simd reduction(max : most)
                 for (int64_t i = 0; i < count; i++) most = row[i] > most ? row[i] : most;
@@ -262,9 +262,9 @@ int causal_softmax(void *scores, int low, float scale, int64_t seen, int64_t mat
                 float share = 1.0f / sum;
                 for (int64_t i = 0; i < count; i++) row[i] *= share;
                 memset(row + count, 0, (size_t)(columns - count) * sizeof *row);
-                store(scores, low, offset, row, columns);
+                settle(scores, low, offset, row, columns);
             }
-        free(row);
+        free(room);
     }
     return failed;
 }
@@ -276,24 +276,23 @@ int causal_softmax_back(const void *weights, void *gradient, int low, float scal
     int failed = 0;
 #pragma omp parallel num_threads(threads) if (matrices * rows * columns > FEW) reduction(| : failed)
     {
-        float *w = scratch(columns), *g = scratch(columns);
-        failed |= !w || !g;
+        float *room = scratch(2 * columns);
+        failed |= !room;
 #pragma omp for schedule(static, 1) collapse(2)
         for (int64_t m = 0; m < matrices; m++)
             for (int64_t r = 0; r < rows; r++) {
-                if (!w || !g) continue;
+                if (!room) continue;
                 int64_t offset = (m * rows + r) * columns, count = seen + r + 1 < columns ? seen + r + 1 : columns;
-                load(w, weights, low, offset, count);
-                load(g, gradient, low, offset, count);
+                const float *restrict w = numbers(room, weights, low, offset, count);
+                float *restrict g = numbers(room + columns, gradient, low, offset, count);
                 float along = 0;
 #pragma omp simd reduction(+ : along)
                 for (int64_t i = 0; i < count; i++) along += w[i] * g[i];
                 for (int64_t i = 0; i < count; i++) g[i] = w[i] * (g[i] - along) * scale;
                 memset(g + count, 0, (size_t)(columns - count) * sizeof *g);
-                store(gradient, low, offset, g, columns);
+                settle(gradient, low, offset, g, columns);
             }
-        free(w);
-        free(g);
+        free(room);
     }
     return failed;
 }
@@ -304,20 +303,18 @@ int cross_entropy(void *logits, int low, const int64_t *targets, int64_t ignored
                   int64_t classes, int learning, int threads)
 {
     int failed = 0;
+    int64_t size = low ? sizeof(uint16_t) : sizeof(float);
 #pragma omp parallel num_threads(threads) if (rows * classes > FEW) reduction(| : failed)
     {
-        float *row = scratch(classes);
-        failed |= !row;
+        float *room = scratch(classes);
+        failed |= !room;
 #pragma omp for schedule(static)
         for (int64_t n = 0; n < rows; n++) {
-            if (!row) continue;
+            if (!room) continue;
             int64_t target = targets[n];
             if (target == ignored) {
                 losses[n] = 0;
-                if (learning) {
-                    memset(row, 0, (size_t)classes * sizeof *row);
-                    store(logits, low, n * classes, row, classes);
-                }
+                if (learning) memset((char *)logits + n * classes * size, 0, (size_t)(classes * size));
                 continue;
             }
             if (target < 0 || target >= classes) {
@@ -328,14 +325,16 @@ int cross_entropy(void *logits, int low, const int64_t *targets, int64_t ignored
             float most = -INFINITY, sum = 0;
             for (int64_t from = 0; from < classes; from += PIECE) { /* so that a piece is still in the first cache */
                 int64_t count = classes - from < PIECE ? classes - from : PIECE;
-                load(row + from, logits, low, n * classes + from, count);
-                const float *restrict piece = row + from;
+                const float *restrict piece = numbers(room + from, logits, low, n * classes + from, count);
 #pragma omp simd reduction(max : most)
                 for (int64_t i = 0; i < count; i++) most = piece[i] > most ? piece[i] : most;
             }
-            float given = row[target];
+            /* logits that stay are exponentiated elsewhere */
+            const float *read = low ? room : (float *)logits + n * classes;
+            float *row = low || !learning ? room : (float *)logits + n * classes;
+            float given = read[target];
 #pragma omp simd reduction(+ : sum)
-            for (int64_t i = 0; i < classes; i++) sum += row[i] = exponential(row[i] - most);
+            for (int64_t i = 0; i < classes; i++) sum += row[i] = exponential(read[i] - most);
             losses[n] = log((double)sum) + ((double)most - (double)given);
             if (!learning) continue;
             float share = 1.0f / sum;
@@ -344,10 +343,10 @@ int cross_entropy(void *logits, int low, const int64_t *targets, int64_t ignored
                 int64_t count = classes - from < PIECE ? classes - from : PIECE;
                 float *restrict piece = row + from;
                 for (int64_t i = 0; i < count; i++) piece[i] *= share;
-                store(logits, low, n * classes + from, piece, count);
+                settle(logits, low, n * classes + from, piece, count);
             }
         }
-        free(row);
+        free(room);
     }
     return failed;
 }
@@ -393,9 +392,10 @@ int muon_directions(const float *const *gradients, float *const *momenta, double
                 float share = (float)(1.0 / (sqrt(sum) + 1e-7));
                 for (int64_t from = first_of(block, width), end = first_of(block + 1, width); from < end; from += PIECE) {
                     int64_t count = from + PIECE < end ? PIECE : end - from;
+                    float *restrict unit = place(piece, out, low, n * width + from);
                     for (int64_t i = 0; i < count; i++)
-                        piece[i] = (m[from + i] + (g[from + i] - m[from + i]) * give) * share;
-                    store(out, low, n * width + from, piece, count);
+                        unit[i] = (m[from + i] + (g[from + i] - m[from + i]) * give) * share;
+                    settle(out, low, n * width + from, unit, count);
                 }
             }
         free(piece);
@@ -419,8 +419,8 @@ int muon_move(float *const *weights, const void *updates, int low, float keep, f
                 float *restrict w = weights[n];
                 for (int64_t from = first_of(block, width), end = first_of(block + 1, width); from < end; from += PIECE) {
                     int64_t count = from + PIECE < end ? PIECE : end - from;
-                    load(piece, updates, low, n * width + from, count);
-                    for (int64_t i = 0; i < count; i++) w[from + i] = w[from + i] * keep - piece[i] * rate;
+                    const float *restrict u = numbers(piece, updates, low, n * width + from, count);
+                    for (int64_t i = 0; i < count; i++) w[from + i] = w[from + i] * keep - u[i] * rate;
                 }
             }
         free(piece);
