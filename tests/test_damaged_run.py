@@ -285,3 +285,42 @@ def test_an_error_of_the_disk_that_nobody_foresaw_is_a_sentence(monkeypatch, cap
     monkeypatch.setitem(commands.FUNCTIONS, "top", failing)
     assert cli.main(["top"]) == code
     assert "some/file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["train", "--resume", "--out"], ["sample", "--tokens", "2"]])
+def test_a_flipped_bit_that_changes_a_shape_blames_the_card_and_not_the_checkpoints(half, capsys, words):
+    changed(half / "card.json", lambda card: card["config"].update(layers=card["config"]["layers"] + 1))
+    assert cli.main([*words, str(half)]) == 3
+    said = capsys.readouterr().err
+    assert "card.json is not as it was" in said
+    assert "do: remove card.json" in said
+
+
+def test_saving_more_often_from_now_on_does_not_make_checkpoints_gone_that_were_never_due(half):
+    shutil.rmtree(half / "checkpoints")
+    changed(half / "card.json", lambda card: card["config"].update(save_every=STEPS))
+    assert cli.main(["train", "--resume", "--out", str(half), "--save-every", "1"]) == 0
+
+
+def test_saving_less_often_from_now_on_does_not_hide_that_checkpoints_are_gone(half, capsys):
+    shutil.rmtree(half / "checkpoints")
+    changed(half / "card.json", lambda card: card["config"].update(save_every=1))
+    assert cli.main(["train", "--resume", "--out", str(half), "--save-every", "100"]) == 3
+    assert "checkpoints are gone" in capsys.readouterr().err
+
+
+def test_sample_does_not_send_to_a_resume_that_would_be_refused(done, capsys):
+    shutil.rmtree(done / "checkpoints")
+    assert cli.main(["sample", str(done), "--tokens", "2"]) == 3
+    said = capsys.readouterr().err
+    assert "checkpoints are gone" in said
+    assert "--resume" not in said
+
+
+def test_a_finished_run_gets_its_tokenizer_back_and_sample_says_how(done, capsys):
+    before = (done / "tokenizer.json").read_bytes()
+    (done / "tokenizer.json").unlink()
+    assert cli.main(["sample", str(done), "--tokens", "2"]) == 3
+    assert "ambidex train --resume" in capsys.readouterr().err
+    assert resume(done) == 0
+    assert (done / "tokenizer.json").read_bytes() == before

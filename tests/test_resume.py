@@ -345,7 +345,7 @@ def test_a_checkpoint_with_late_steps_that_cannot_be_is_refused(tmp_path, story,
     assert f"{late} updates of the blocks that join late" in capsys.readouterr().err
 
 
-def test_steps_made_of_time_are_the_cards_whatever_a_file_says(tmp_path, story, monkeypatch):
+def test_steps_made_of_time_are_the_cards_whatever_a_file_says(tmp_path, story, monkeypatch, capsys):
     file, out = tmp_path / "mine.toml", tmp_path / "run"
     file.write_text("steps = 500\n")
     given = {name: value for name, value in TINY.items() if name != "steps"}
@@ -354,6 +354,9 @@ def test_steps_made_of_time_are_the_cards_whatever_a_file_says(tmp_path, story, 
     steps = json.loads((out / "card.json").read_text())["config"]["steps"]
     assert train(*words, "--resume") == 0
     assert rows_in(out) == 1 + steps
+    capsys.readouterr()
+    assert cli.main(["train", "--resume", "--out", str(out), "--steps", "100000"]) == 2  # typed is meant
+    assert "--steps 100000" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("left", [b"", b'{"kind"', None], ids=["empty", "half", "missing"])

@@ -76,3 +76,28 @@ def test_a_sample_into_a_closed_pipe_ends_quietly(tmp_path, story):
     shell = f'"{sys.executable}" -m ambidex sample "{run}" --tokens 60 | head -c 1'
     result = subprocess.run(["bash", "-c", shell], capture_output=True, timeout=120, check=False)
     assert b"Traceback" not in result.stderr
+
+
+def test_a_prompt_that_the_vocabulary_cannot_spell_is_refused_before_the_first_step(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("AMBIDEX_CACHE", str(tmp_path / "cache"))
+    text = tmp_path / "text.txt"
+    text.write_text("one line without an end " * 400)
+    words = train_words(text, tmp_path / "run", tokenizer="char", prompt="\N{SNOWMAN}")
+    assert cli.main(words) == 3
+    said = capsys.readouterr().err
+    assert "do: give another --prompt" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_that_never_saw_a_new_line_begins_with_something_else(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("AMBIDEX_CACHE", str(tmp_path / "cache"))
+    text = tmp_path / "text.txt"
+    text.write_text("one line without an end " * 400)
+    assert cli.main(train_words(text, tmp_path / "run", tokenizer="char", steps=3)) == 0
+    capsys.readouterr()
+    assert cli.main(["sample", str(tmp_path / "run"), "--tokens", "5"]) == 0
+    assert len(capsys.readouterr().out.strip("\n")) == 5
+    assert cli.main(["sample", str(tmp_path / "run"), "--tokens", "5", "--prompt", "a\n"]) == 3
+    assert r"found: '\n'" in capsys.readouterr().err

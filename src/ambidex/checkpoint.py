@@ -409,13 +409,16 @@ def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _check_space(folder: Path, wanted: int, free: Callable[[Path], Any] = shutil.disk_usage) -> None:
     left = free(folder).free
     if left < wanted + (1 << 20):
-        raise OSError(28, f"a checkpoint takes {wanted / 1e6:,.1f} MB and {left / 1e6:,.1f} MB are free")
+        raise OSError(
+            28,
+            f"a checkpoint takes {wanted / 1e6:,.1f} MB, 1 MB is left free besides, and {left / 1e6:,.1f} MB are free",
+        )
 
 
 def _cannot_write(error: OSError, folder: Path) -> Problems:
     return Problems(
         Problem("The checkpoint could not be written.", found=f"{folder}: {error.strerror or error}",
-                wanted="a folder that can be written to, with room for two checkpoints",
+                wanted="a folder that can be written to, with room for one checkpoint more",
                 fix="free some space or mend the permission, then repeat the command with --resume"),
         Exit.CANNOT_WRITE,
     )  # fmt: skip

@@ -96,8 +96,10 @@ def presets(arguments: list[str]) -> int:
     parser.add_argument("name", nargs="?", help="the preset to print")
     name = parser.parse_args(arguments).name
     if name is None:
-        for known in config.preset_names():
-            print(f"{known:<8}{config.preset_text(known).splitlines()[0].removeprefix('# ')}")
+        names = config.preset_names()
+        width = max(map(len, names)) + 2
+        for known in names:
+            print(f"{known:<{width}}{config.preset_text(known).splitlines()[0].removeprefix('# ')}")
     else:
         print(config.preset_text(name), end="")
     return Exit.DONE

@@ -7,7 +7,7 @@ import statistics
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -167,7 +167,7 @@ def carry_on(trainer: Trainer, run: Run, card: Mapping[str, Any], choice: Choice
         trainer.card = {**new_card(trainer, choice), "origins": dict(origins)}
     run.write_card(trainer.card)
     # Also of a run that is continued: a kill may have come between the card and this file.
-    run.write_bytes(runs.TOKENIZER, trainer.tokens.tokenizer.to_json().encode())
+    write_tokenizer(trainer, run)
     line("run", f"{run.path}" + (f", from step {trainer.step}" if trainer.step else ""))
     stops.listening = True
     trainer.group.agree_on_weights(trainer.model)
@@ -196,8 +196,13 @@ def carry_on(trainer: Trainer, run: Run, card: Mapping[str, Any], choice: Choice
     return Outcome(run, stops.asked or stops.agreed or Exit.DONE)
 
 
+def write_tokenizer(trainer: Trainer, run: Run) -> None:
+    run.write_bytes(runs.TOKENIZER, trainer.tokens.tokenizer.to_json().encode())
+
+
 def write_what_is_missing(trainer: Trainer, run: Run) -> None:
-    """Plot and summary of a run that was killed after its last checkpoint."""
+    """Plot and summary of a run that was killed after its last checkpoint, and the tokenizer that `ambidex sample` reads."""
+    write_tokenizer(trainer, run)
     if not os.path.lexists(run.path / runs.PLOT):
         run.plot()
     if not os.path.lexists(run.path / runs.SUMMARY):
@@ -209,9 +214,21 @@ def prepare_text(settings: Settings) -> Tokens:
         settings.data, tokenizer=settings.tokenizer, vocabulary_size=settings.vocabulary_size, field=settings.field,
         validation_fraction=settings.validation_fraction, cache=default_cache(os.environ), progress=sys.stderr.isatty(),
     )  # fmt: skip
+    check_prompt(settings, tokens)
     line("text", f"{tokens.summary}; {tokens.train_tokens:,} tokens to learn from and "
                  f"{tokens.validation_tokens:,} held out; sha256 {tokens.data_hash[:12]}")  # fmt: skip
     return tokens
+
+
+def check_prompt(settings: Settings, tokens: Tokens) -> None:
+    """Raise Problems (exit 3) where the vocabulary cannot spell the prompt: now, and not after a tenth of the steps."""
+    if not settings.prompt or not settings.sample_tokens:
+        return
+    try:
+        tokens.tokenizer.encode(settings.prompt)
+    except Problems as problems:
+        fix = "give another --prompt, or --sample-tokens 0"
+        raise Problems([replace(one, fix=fix) for one in problems.problems], problems.exit_code) from None
 
 
 def prepare_device(

@@ -129,7 +129,7 @@ def with_card(resolved: Resolved, card: Mapping[str, Any]) -> Resolved:
         "preset",
         "time",
     }
-    if before.time:
+    if before.time and resolved.kind("steps") != "flag":
         given.pop("steps", None)  # the run's were made of --time, whatever a file says besides
     numbers = {name: value for name, value in given.items() if config.is_numeric(config.fields()[name])}
     same = before.model_copy(update=numbers).numeric() == before.numeric()
@@ -224,7 +224,19 @@ def check_fits(run: Run, settings: Settings, vocabulary_size: int) -> None:
         except Damaged as damage:
             reasons.append(one_line(f"skipped {folder.name}: {damage}", 300))
     if steps:
+        check_card_agrees(run, settings)
         raise _none_good(reasons)
+
+
+def check_card_agrees(run: Run, settings: Settings, groups: Sequence[str] = ()) -> None:
+    """`check_agrees` with the newest checkpoint whose state can be read, whatever its tensors are."""
+    for step in reversed(checkpoint.steps_in(run.checkpoints)):
+        try:
+            state = checkpoint.load_state(run.checkpoints / checkpoint.folder_name(step))
+        except Damaged:
+            continue
+        check_agrees(Checkpoint(step, {}, {}, state), settings, groups=groups)
+        return
 
 
 def restore_newest(trainer: Trainer, run: Run) -> None:
@@ -245,7 +257,7 @@ def restore_newest(trainer: Trainer, run: Run) -> None:
     if found.checkpoint is None and found.skipped:
         raise _none_good(found.skipped)
     if found.checkpoint is None:
-        check_none_saved(trainer.settings, run)
+        check_none_saved(run)
         line("", "no checkpoint had been written yet: starting at step 0")
     else:
         check_agrees(found.checkpoint, trainer.settings, trainer.device.precision)
@@ -255,12 +267,14 @@ def restore_newest(trainer: Trainer, run: Run) -> None:
         line("", said)
 
 
-def check_none_saved(settings: Settings, run: Run) -> None:
+def check_none_saved(run: Run) -> None:
     """Raise Problems (exit 3) where there is no checkpoint and there must have been one: that is never a fresh start.
+
+    How often it saved says the card: this attempt may save at other steps.
 
     The second save waits for the first, so a row after it means that the first was good; and so does a summary.
     """
-    rows, second_save = run.metrics, 2 * Rhythm.of(settings).save_every
+    rows, second_save = run.metrics, 2 * Rhythm.of(settings_of(run.card)).save_every
     last = rows[-1].step if rows else 0
     if last > second_save or os.path.lexists(run.path / runs.SUMMARY):
         raise Problems(

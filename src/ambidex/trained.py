@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ambidex import checkpoint, plan, runs
 from ambidex.config import Settings
 from ambidex.errors import Exit, Problem, Problems
 from ambidex.model import LanguageModel
-from ambidex.resume import check_agrees, settings_of
+from ambidex.resume import check_agrees, check_card_agrees, check_none_saved, settings_of
 from ambidex.runs import Run
 from ambidex.text import Tokenizer, load_tokenizer
 
@@ -30,9 +30,16 @@ def newest(run: Run) -> Trained:
     """The newest good checkpoint of a run, as a model. Raises Problems (exit 3) where there is none that fits."""
     card = run.card
     settings = settings_of(card)
-    tokenizer = load_tokenizer(run.path / runs.TOKENIZER)
+    try:
+        tokenizer = load_tokenizer(run.path / runs.TOKENIZER)
+    except Problems as problems:
+        fix = f"{run.command_to_resume()}, which writes it again"
+        raise Problems([replace(one, fix=fix) for one in problems.problems], problems.exit_code) from None
     found = checkpoint.newest_good(run.checkpoints, plan.tensors_of(settings, tokenizer.vocabulary_size))
     if found.checkpoint is None:
+        check_card_agrees(run, settings, groups=("model", "text"))
+        if not found.skipped:
+            check_none_saved(run)
         raise Problems(
             Problem("The run has no good checkpoint.", found="; ".join(found.skipped) or f"{run.checkpoints} holds none",
                     fix=run.command_to_resume()), Exit.DATA,

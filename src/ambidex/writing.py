@@ -14,7 +14,7 @@ from ambidex.errors import Exit, Problem, Problems
 from ambidex.guard import cpu_guard
 from ambidex.runs import Run, readable
 from ambidex.sampling import generate
-from ambidex.text import StreamDecoder
+from ambidex.text import StreamDecoder, Tokenizer
 
 
 def write(
@@ -29,6 +29,14 @@ def write(
         sys.stdout.flush()
     sys.stdout.write("\n")
     return Exit.DONE
+
+
+def beginning(tokenizer: Tokenizer) -> list[int]:
+    """Tokens to begin with where nobody gives a prompt: a new line, or the first token where the text had none."""
+    try:
+        return [int(token) for token in tokenizer.encode("\n")]
+    except Problems:
+        return [0]
 
 
 def pieces(
@@ -68,7 +76,9 @@ def pieces(
         for words in found.skipped:
             print(words, file=sys.stderr)
         machine.place(found.model)
-        begun = [int(token) for token in found.tokenizer.encode(prompt or "\n")]
+        begun = (
+            [int(token) for token in found.tokenizer.encode(prompt)] if prompt else beginning(found.tokenizer)
+        )
         decoder = StreamDecoder(found.tokenizer)
         yield prompt
         for token in generate(

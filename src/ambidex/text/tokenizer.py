@@ -135,8 +135,9 @@ class CharTokenizer(Tokenizer):
         shown = self.characters[:100] + ("..." if self.vocabulary_size > 100 else "")
         return Problem(
             "the vocabulary, which is the training text's characters, does not hold every character",
-            found="".join(unknown[:20]) + ("..." if len(unknown) > 20 else ""),
+            found=repr("".join(unknown[:20])) + (" ..." if len(unknown) > 20 else ""),
             wanted=f"only {shown.strip()!r}",
+            fix="leave those out; a model trained with --tokenizer byte knows every character",
         )
 
 
