@@ -11,6 +11,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -411,3 +412,32 @@ def test_the_answer_from_theory_is_fast_and_imports_no_torch() -> None:
         times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
         assert ran.stderr.strip().endswith("[]"), ran.stderr
     assert statistics.median(times) < 0.5, times
+
+
+def test_on_windows_no_two_commands_stand_in_one_line() -> None:
+    """Windows PowerShell 5.1 refuses `&&`; in a POSIX shell it stops after what failed."""
+    asked = {"torch": "2.5.1+cu121", "gpu": "RTX 5060", "driver": "576.02", "python": "3.11"}
+    text = doctor(**asked, os="windows").text()  # type: ignore[arg-type]
+    assert "&&" not in text
+    lines = [line.strip() for line in text.splitlines()]
+    at = next(number for number, line in enumerate(lines) if "pip uninstall -y torch" in line)
+    assert lines[at + 1].startswith('python -m pip install "torch==')
+    assert " && " in doctor(**asked, os="linux").text()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("torch", "made_for"),
+    [("2.9.1+rocm6.4", "a ROCm build"), ("2.9.1+xpu", "an XPU build"), ("2.13.0+cpu", "a CPU build")],
+)
+def test_the_line_of_torch_names_what_the_build_is_made_for_as_the_cause_does(
+    torch: str, made_for: str
+) -> None:
+    text = doctor(torch=torch, gpu="T4").text()
+    assert next(line for line in text.splitlines() if line.startswith("Torch  ")).count(made_for) == 1
+    assert ("a CPU build" in text) == (made_for == "a CPU build")
+
+
+def test_a_build_for_other_gpus_is_named_so_where_it_was_read_too() -> None:
+    build = replace(cpu_build(), version="2.9.1+xpu")
+    report = doctor(see=lambda *_, **__: some_facts(build, [RTX_5060]), probe=False)
+    assert "an XPU build" in next(line for line in report.text().splitlines() if line.startswith("Torch  "))

@@ -12,7 +12,7 @@ import pytest
 from ambidex.device import builds, commands, rules, variants
 from ambidex.device.diagnosis import Fix
 from ambidex.device.fixes import driver_floor
-from ambidex.device.machine import Build, Container, Driver, Gpu, Machine
+from ambidex.device.machine import Arch, Build, Container, Driver, Extension, Gpu, Machine
 from ambidex.device.version import at_least, numbers
 
 GPUS = {
@@ -198,7 +198,11 @@ def test_pip_uninstalls_first_and_pins_the_local_version_with_companions_unpinne
             "'/my venv/python' -m pip uninstall -y torch torchvision",
             "'/my venv/python' -m pip install ",
         ),
-        ("conda", "conda remove --yes pytorch torchvision", "'/my venv/python' -m pip install "),
+        (
+            "conda",
+            "conda remove --yes --prefix '/my venv' pytorch torchvision",
+            "'/my venv/python' -m pip install ",
+        ),
         ("poetry", "poetry remove torch torchvision", "poetry add --source pytorch-cu128 "),
     ],
 )
@@ -283,3 +287,109 @@ def test_a_newer_torch_is_not_offered_beside_the_driver_that_the_present_one_nee
     machine = Machine(build=Build("2.15.0+cu132", "13.2"), gpus=(GPUS["RTX 5060"],), driver=Driver("576.02"))
     offered = [(fix.build.version if fix.build else None, fix.requires) for fix in rules.judge(machine).fixes]
     assert offered == [("2.11.0+cu128", {}), ("2.15.0+cu132", {"driver": "580"})]
+
+
+@pytest.mark.parametrize(
+    ("os", "executable", "named"),
+    [
+        ("linux", "envs/gpu/bin/python", " --prefix envs/gpu pytorch"),
+        ("windows", r"C:\envs\my gpu\python.exe", r' --prefix "C:\envs\my gpu" pytorch'),
+        ("windows", r"C:\envs\gpu\Scripts\python.exe", r" --prefix C:\envs\gpu pytorch"),
+        ("linux", "python", "--yes pytorch"),
+    ],
+)
+def test_conda_removes_torch_from_the_environment_that_was_judged_and_no_other(
+    old: Machine, os: str, executable: str, named: str
+) -> None:
+    machine = replace(old, os=os, executable=executable, installer="conda")
+    assert named in rules.fixes(machine)[0].commands[0]
+
+
+def lacking(name: str, **more: object) -> tuple[Machine, list[Extension]]:
+    """torch has code for the RTX 5060, and the package beside it has not."""
+    machine = Machine(
+        build=Build("2.11.0+cu128", "12.8", archs=(Arch("sm", 9, 0), Arch("sm", 12, 0)), source="scanned"),
+        gpus=(GPUS["RTX 5060"],),
+        driver=Driver("576.02"),
+        companions=("torchvision", "torchaudio"),
+    )
+    return replace(machine, **more), [Extension(name, (Arch("sm", 8, 0), Arch("sm", 9, 0)))]  # type: ignore[arg-type]
+
+
+INSTALLERS = ["pip", "uv", "poetry", "conda", "target"]
+
+
+@pytest.mark.parametrize("installer", INSTALLERS)
+@pytest.mark.parametrize("name", ["torchvision", "torchaudio"])
+def test_a_companion_that_lacks_the_code_comes_in_one_command_with_its_torch_from_torchs_index(
+    name: str, installer: str
+) -> None:
+    machine, extensions = lacking(name, installer=installer)
+    (fix,) = rules.judge(machine, extensions=extensions).fixes
+    if installer != "poetry":  # which names the index in a command of its own
+        check(fix, machine)
+    assert '"torch==2.11.0+cu128" torchvision torchaudio' in fix.commands[-1]
+    assert "https://download.pytorch.org/whl/cu128" in " ".join(fix.commands)
+    assert "--no-deps" not in " ".join(fix.commands)
+
+
+@pytest.mark.parametrize("version", ["2.11.0a0+git1234", "2.16.0+cu140", "2.11.0"])
+def test_no_companion_is_taken_from_an_index_that_the_present_torch_is_not_from(version: str) -> None:
+    machine, extensions = lacking("torchvision")
+    machine = replace(machine, build=replace(machine.build, version=version))
+    (fix,) = rules.judge(machine, extensions=extensions).fixes
+    assert fix.commands == ()
+    assert f"together with torch {version}" in fix.why
+
+
+@pytest.mark.parametrize("os", ["linux", "windows"])
+@pytest.mark.parametrize("installer", INSTALLERS)
+def test_what_is_built_from_source_sees_the_torch_that_it_is_built_for(installer: str, os: str) -> None:
+    machine, extensions = lacking("flash_attn", installer=installer, executable="envs", os=os)
+    tools, typed = rules.judge(machine, extensions=extensions).fixes[0].commands
+    assert "--no-build-isolation" in typed
+    assert "--only-binary" not in typed + tools, "no package of sources satisfies it"
+    assert "wheel packaging ninja psutil" in tools
+    if installer == "target":
+        seen = {
+            "linux": 'PYTHONPATH="$PWD"/envs python3.11 ',
+            "windows": r'$env:PYTHONPATH = "$PWD\envs"; py -3.11 ',
+        }
+        assert typed.startswith(seen[os]), "a build runs in another folder: the path is whole"
+
+
+def test_a_package_is_told_which_gpus_to_build_for_by_the_variable_that_it_reads() -> None:
+    for name, said in [
+        ("flash_attn", 'FLASH_ATTN_CUDA_ARCHS="120"'),
+        ("gsplat", 'TORCH_CUDA_ARCH_LIST="12.0"'),
+    ]:
+        machine, extensions = lacking(name)
+        assert said in rules.judge(machine, extensions=extensions).fixes[0].why
+    assert 'ARCHS="80;120"' in commands.build_settings("flash-attn", [(8, 9), (12, 1), (8, 6)])
+    assert commands.build_settings("flash_attn", [(7, 5)]) == "", "its source makes no code for it"
+
+
+def test_a_gpu_whose_ptx_the_driver_cannot_compile_is_not_said_to_be_usable() -> None:
+    build = Build("2.8.0a0+git", "12.9", archs=(Arch("sm", 8, 6), Arch("compute", 9, 0)), source="scanned")
+    gpus = (replace(GPUS["RTX 5060"], uuid="GPU-50"), replace(GPUS["RTX 4090"], index=1, uuid="GPU-40"))
+    found = rules.judge(Machine(build=build, gpus=gpus, driver=Driver("572.16")))
+    assert found.cause.id == "ARCH_NONE"
+    assert found.cause.text.endswith("GPU 1 RTX 4090 can be used: export CUDA_VISIBLE_DEVICES=GPU-40")
+
+
+@pytest.mark.parametrize("kind", ["", "wsl"])
+@pytest.mark.parametrize("cuda", ["13.0", "13.1", "13.2"])
+def test_the_driver_that_keeps_the_present_torch_also_compiles_its_ptx(cuda: str, kind: str) -> None:
+    build = Build("2.15.0a0+git", cuda, archs=(Arch("compute", 9, 0),), source="scanned")
+    container = Container(kind, gpu_passed=True if kind else None)
+    machine = Machine(build=build, gpus=(GPUS["RTX 5060"],), driver=Driver("575.51.03"), container=container)
+    found = rules.judge(machine)
+    assert found.cause.id == "DRIVER_OLD"
+    needed = next(fix.requires["driver"] for fix in found.fixes if fix.build == build)
+    assert rules.judge(replace(machine, driver=Driver(needed))).exit_code == 0
+
+
+def test_no_driver_is_promised_that_compiles_ptx_of_a_cuda_newer_than_the_table() -> None:
+    build = Build("2.17.0a0+git", "13.9", archs=(Arch("compute", 9, 0),), source="scanned")
+    machine = Machine(build=build, gpus=(GPUS["RTX 5060"],), driver=Driver("575.51.03"))
+    assert all(fix.build != build for fix in rules.judge(machine).fixes)

@@ -128,7 +128,24 @@ def test_several_gpus_are_separated_by_commas() -> None:
 def test_a_gpu_of_arm_computers_makes_the_machine_one_unless_it_is_said() -> None:
     assert whatif.machine_from(torch="2.15.0", gpu="Jetson Thor").machine == "aarch64"
     assert whatif.machine_from(torch="2.15.0", gpu="Jetson Thor", machine="x86_64").machine == "x86_64"
-    assert whatif.machine_from(torch="2.9.1+cu130", gpu="GB10").machine == "x86_64", "the table has no other"
+    assert whatif.machine_from(torch="2.15.0", gpu="GB10,RTX 5060").machine == "x86_64"
+
+
+@pytest.mark.parametrize(
+    ("torch", "gpu"), [("2.8.0+cu128", "GB10"), ("2.5.1+cu121", "Thor"), ("2.8.0+cu129", "Thor")]
+)
+def test_a_gpu_of_arm_computers_is_never_judged_by_what_others_have(torch: str, gpu: str) -> None:
+    found = rules.judge(whatif.machine_from(torch=torch, gpu=gpu, python="3.11"))
+    assert (found.cause.id, found.exit_code) == ("UNKNOWN_BUILD", 30)
+    assert found.fixes, "the table has builds for Arm"
+
+
+@pytest.mark.parametrize(("driver", "code"), [("527.56", 21), ("528.33", 0)])
+@pytest.mark.parametrize("os", ["wsl", "WSL2", "windows"])
+def test_in_wsl_the_driver_is_windows_own(os: str, driver: str, code: int) -> None:
+    found = whatif.machine_from(torch="2.5.1+cu121", gpu="T4", os=os, driver=driver)
+    assert rules.judge(found).exit_code == code
+    assert whatif.machine_from(os=os).os == ("windows" if os == "windows" else "linux")
 
 
 def test_torch_and_gpus_that_are_not_given_are_taken_from_here() -> None:

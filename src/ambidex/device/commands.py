@@ -8,9 +8,13 @@ pin torch themselves, so they are reinstalled in the same command, unpinned.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import PurePosixPath, PureWindowsPath
 
 from ambidex.device.machine import Gpu, Machine
+
+# What the build of a package with GPU code imports besides torch: flash_attn's does, and declares none of it.
+_BUILD_TOOLS = "setuptools wheel packaging ninja psutil"
 
 
 def reinstall(machine: Machine, requirement: str, index: str) -> tuple[str, ...]:
@@ -27,7 +31,7 @@ def reinstall(machine: Machine, requirement: str, index: str) -> tuple[str, ...]
     if machine.installer == "conda":
         # conda's channels are in no table: its own torch goes, the wheel comes into the same environment.
         removed = (
-            (f"conda remove --yes pytorch{''.join(f' {name}' for name in machine.companions)}",)
+            (f"conda remove --yes{_prefix(machine)} {' '.join(('pytorch', *machine.companions))}",)
             if there
             else ()
         )
@@ -55,19 +59,39 @@ def elsewhere(machine: Machine, python: str, requirement: str, index: str) -> tu
     )
 
 
-def renew(machine: Machine, package: str) -> str:
-    """The command that fetches or builds one package anew, torch left alone."""
-    if machine.installer == "poetry":
-        return (
-            f"poetry run python -m pip install --upgrade --force-reinstall --no-deps --no-cache-dir {package}"
-        )
+def renew(machine: Machine, package: str) -> tuple[str, ...]:
+    """Commands that fetch or build one package anew, torch left alone.
+
+    Where there is no wheel it is built, and its setup.py imports the torch that it is built for: so without
+    pip's isolation, in which there is none, and after what such builds import besides.
+    """
+    anew = f"--no-deps --no-cache-dir --no-build-isolation {package}"
     if machine.installer == "uv":
-        return f"{_pip_words(machine)[1]} --upgrade --reinstall --no-deps --no-cache {package}"
+        words = _pip_words(machine)[1]
+        anew = f"--upgrade --reinstall --no-deps --no-cache --no-build-isolation {package}"
+        return (f"{words} {_BUILD_TOOLS}", f"{words} {anew}")
     if machine.installer == "target":
-        return f"{_into_folder(machine)} --no-deps --no-cache-dir {package}"
-    return (
-        f"{_program(machine)} -m pip install --upgrade --force-reinstall --no-deps --no-cache-dir {package}"
-    )
+        words = f"{_builder(machine)} -m pip install"
+        return (
+            f"{words} --target {_program(machine)} {_BUILD_TOOLS}",
+            f"{_seeing_folder(machine)}{words} --upgrade --target {_program(machine)} {anew}",
+        )
+    program = "poetry run python" if machine.installer == "poetry" else _program(machine)
+    words = f"{program} -m pip install"
+    return (f"{words} {_BUILD_TOOLS}", f"{words} --upgrade --force-reinstall {anew}")
+
+
+def build_settings(package: str, capabilities: Iterable[tuple[int, int]]) -> str:
+    """What tells the package's own build which GPUs to make code for: NAME="VALUE", or empty where none can.
+
+    flash_attn's setup.py gives nvcc its own list, after which torch passes over TORCH_CUDA_ARCH_LIST; it
+    knows one number a major version, from 8.0 on, and fetches a wheel made elsewhere unless forced.
+    """
+    wanted = list(dict.fromkeys(capabilities))
+    if package.replace("-", "_") == "flash_attn":
+        listed = ";".join(dict.fromkeys(f"{major}0" for major, _ in wanted if major >= 8))
+        return f'FLASH_ATTENTION_FORCE_BUILD=TRUE FLASH_ATTN_CUDA_ARCHS="{listed}"' if listed else ""
+    return f'TORCH_CUDA_ARCH_LIST="{";".join(f"{major}.{minor}" for major, minor in wanted)}"'
 
 
 def unset(variables: Sequence[str], os: str) -> str:
@@ -96,6 +120,32 @@ def _into_folder(machine: Machine) -> str:
     )
 
 
+def _builder(machine: Machine) -> str:
+    """A Python of the folder's version, which has none of its own: what is built suits the one that builds."""
+    return f"py -{machine.python}" if machine.os == "windows" else f"python{machine.python}"
+
+
+def _seeing_folder(machine: Machine) -> str:
+    """Shows that Python the folder's torch, by its whole path, since a build runs in a place of its own."""
+    folder = machine.executable
+    if machine.os == "windows":
+        whole = folder if PureWindowsPath(folder).is_absolute() else rf"$PWD\{folder}"
+        return f'$env:PYTHONPATH = "{whole}"; '
+    whole = "" if PurePosixPath(folder).is_absolute() else '"$PWD"/'
+    return f"PYTHONPATH={whole}{_program(machine)} "
+
+
+def _prefix(machine: Machine) -> str:
+    """Which environment conda is to change: without it, whichever is active."""
+    windows = machine.os == "windows"
+    program = (PureWindowsPath if windows else PurePosixPath)(machine.executable)
+    if len(program.parts) == 1:
+        return ""  # this very Python, which is on PATH: the active environment's
+    folder = program.parent
+    folder = folder.parent if folder.name in ("bin", "Scripts") else folder
+    return f" --prefix {_quoted(str(folder), machine.os)}"
+
+
 def _pip_words(machine: Machine) -> tuple[str, str]:
     program = _program(machine)
     if machine.installer == "uv":
@@ -122,7 +172,10 @@ def _venv(os: str) -> str:
 
 
 def _program(machine: Machine) -> str:
-    if machine.os == "windows":
-        spaced = " " in machine.executable
-        return f'"{machine.executable}"' if spaced else machine.executable
-    return shlex.quote(machine.executable)
+    return _quoted(machine.executable, machine.os)
+
+
+def _quoted(path: str, os: str) -> str:
+    if os == "windows":
+        return f'"{path}"' if " " in path else path
+    return shlex.quote(path)

@@ -16,9 +16,9 @@ from ambidex.device import builds, commands
 from ambidex.device.builds import Release
 from ambidex.device.covers import driver_allows, floor, is_integrated, serving, verdict
 from ambidex.device.diagnosis import Fix
-from ambidex.device.machine import Build, Gpu, Machine
+from ambidex.device.machine import Build, Driver, Gpu, Machine
 from ambidex.device.naming import capabilities, numbered
-from ambidex.device.version import numbers
+from ambidex.device.version import numbers, pair
 
 _TIERS = {"stable": 0, "ended": 1, "unsupported": 2}
 
@@ -49,10 +49,12 @@ def keep_and_update_driver(machine: Machine) -> Fix | None:
     """The fix that leaves torch alone: a newer driver, where the present build has code for every GPU."""
     wanted = [gpu for gpu in _asked(machine) if gpu.cc is not None]
     build = machine.build
-    if not wanted or not all(_runs(build, gpu, machine) for gpu in wanted):
-        return None
     needed = driver_floor(machine, build, wanted)
     if needed is None:
+        return None
+    newer = Driver(needed)
+    newer = replace(newer, cuda=builds.driver_cuda(newer, driver_os(machine)))
+    if not all(_runs(build, gpu, machine, newer) for gpu in wanted):
         return None
     why = f"{update_driver(machine, needed)}; torch {build.version} then runs as it is."
     return Fix(requires={"driver": needed}, why=why, build=build)
@@ -61,13 +63,13 @@ def keep_and_update_driver(machine: Machine) -> Fix | None:
 def can_start(machine: Machine, gpu: Gpu) -> bool:
     """Whether the present build runs on the GPU as things are: it has the code, and the driver is new enough."""
     allowed = driver_allows(machine.driver, machine.build, gpu, driver_os(machine))
-    return allowed and _runs(machine.build, gpu, machine)
+    return allowed and _runs(machine.build, gpu, machine, machine.driver)
 
 
-def _runs(build: Build, gpu: Gpu, machine: Machine) -> bool:
-    """Whether the build has code for the GPU, whatever the driver."""
+def _runs(build: Build, gpu: Gpu, machine: Machine, driver: Driver) -> bool:
+    """Whether the build has code for the GPU, its PTX counted where this driver compiles it."""
     known = build.version and not build.broken
-    return bool(known) and verdict(build, gpu, None, machine.python, machine.os, machine.machine).runs
+    return bool(known) and verdict(build, gpu, driver, machine.python, machine.os, machine.machine).runs
 
 
 def update_driver(machine: Machine, needed: str) -> str:
@@ -88,8 +90,20 @@ def driver_os(machine: Machine) -> str:
 
 def driver_floor(machine: Machine, build: Build | None, gpus: Iterable[Gpu]) -> str | None:
     """The oldest driver that serves all of `gpus` with `build`."""
-    floors = [found for gpu in gpus if (found := floor(build, gpu, driver_os(machine)))]
+    each = [(floor(build, gpu, driver_os(machine)), _ptx_floor(machine, build, gpu)) for gpu in gpus]
+    floors = [found for both in each for found in both if found]
     return max(floors, key=numbers) if floors else None
+
+
+def _ptx_floor(machine: Machine, build: Build | None, gpu: Gpu) -> str | None:
+    """The first driver that speaks the build's CUDA, where nothing but its PTX runs on the GPU."""
+    cuda = pair(builds.cuda_of(build)) if build else None
+    if build is None or cuda is None:
+        return None
+    if verdict(build, gpu, None, machine.python, machine.os, machine.machine).kind != "jit":
+        return None
+    first = builds.table()["drivers"]["cuda"]["windows" if driver_os(machine) == "windows" else "linux"]
+    return next((driver for driver, speaks in first.items() if (pair(speaks) or (0, 0)) >= cuda), None)
 
 
 def _asked(machine: Machine) -> list[Gpu]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from ambidex.device import builds, cpu
-from ambidex.device.covers import listed, sm
+from ambidex.device.covers import listed, made_for, sm
 from ambidex.device.diagnosis import Cause, Diagnosis, Fix, GpuVerdict
 from ambidex.device.facts import Facts
 from ambidex.device.fixes import driver_os
@@ -130,7 +130,7 @@ class Report:
         yield self._heading(), found.cause.text
         yield "Why", found.cause.why
         for number, fix in enumerate(found.fixes):
-            yield ("Fix" if number == 0 else "Or"), _fix(fix)
+            yield ("Fix" if number == 0 else "Or"), _fix(fix, self.machine.os)
         if found.gpus and found.cpu_now and found.cause.id not in ("OK", "EXTENSION_ARCH"):
             yield ("Or" if found.fixes else "Fix"), f"train on the CPU now: {found.cpu_now}"
 
@@ -236,12 +236,15 @@ def _private(facts: Facts) -> Iterator[str]:
         yield facts.machine.build.path
 
 
-def _fix(fix: Fix) -> str:
-    """The command on a line of its own, and why; what has to be done by hand before it stands before it."""
-    typed = " && ".join(fix.commands)
-    if not typed:
+def _fix(fix: Fix, os: str) -> str:
+    """The command on a line of its own, and why; what has to be done by hand before it stands before it.
+
+    On Windows each has its own line, since Windows PowerShell 5.1 knows no `&&`.
+    """
+    if not fix.commands:
         return fix.why
-    return f"{fix.why}\n$ {typed}" if "driver" in fix.requires else f"$ {typed}\n{fix.why}"
+    typed = "$ " + ("\n$ " if os == "windows" else " && ").join(fix.commands)
+    return f"{fix.why}\n{typed}" if "driver" in fix.requires else f"{typed}\n{fix.why}"
 
 
 def _torch(build: Build, python: str) -> str:
@@ -251,7 +254,7 @@ def _torch(build: Build, python: str) -> str:
     elif build.archs:
         code = f"code for {listed(build.archs)} ({how})"
     else:
-        code = "a CPU build"
+        code = made_for(build)
     where = f"in {build.path}" if build.path else ""
     parts = [build.version or "version not known"]
     parts += [f"CUDA {build.cuda}" if build.cuda else "", code, f"Python {build.python or python}", where]

@@ -261,27 +261,44 @@ def _pass_the_gpu(machine: Machine) -> Fix:
 
 def _renew_extensions(machine: Machine, extensions: Sequence[Extension]) -> tuple[Fix, ...]:
     found = []
+    beside: list[str] = []
     for extension in extensions:
         lacking = [
-            gpu
+            gpu.cc
             for gpu in considered(machine)
             if gpu.cc and extension.archs and not causes.extension_covers(extension, gpu, machine)
         ]
-        if lacking:
-            archs = ";".join(dict.fromkeys(f"{gpu.cc[0]}.{gpu.cc[1]}" for gpu in lacking if gpu.cc))
-            why = (
-                f"A newer {extension.name} may carry the code; if it does not, build it from source with "
-                f'TORCH_CUDA_ARCH_LIST="{archs}".'
-            )
-            found.append(
-                Fix(
-                    (commands.renew(machine, extension.name),),
-                    (extension.name,),
-                    why=why,
-                    build=machine.build,
-                )
-            )
-    return tuple(found)
+        if lacking and extension.name in machine.companions:
+            beside.append(extension.name)
+        elif lacking:
+            name, settings = extension.name, commands.build_settings(extension.name, lacking)
+            source = f"build it from source with {settings}" if settings else "its source makes none either"
+            why = f"A newer {name} may carry the code; if it does not, {source}."
+            found.append(Fix(commands.renew(machine, name), (name,), why=why, build=machine.build))
+    return (*([_renew_companions(machine, beside)] if beside else []), *found)
+
+
+def _renew_companions(machine: Machine, lacking: Sequence[str]) -> Fix:
+    """torch as it is and its companions with it, from its own index: alone they come made for another torch."""
+    names, version = " and ".join(lacking), machine.build.version or ""
+    made = f"{names} {'are' if len(lacking) > 1 else 'is'} made for one torch and one CUDA"
+    row = builds.find(version, machine.os, machine.machine)
+    same = row is not None and builds.cuda_of(machine.build) == row.cuda
+    if row is None or not same or not all(_serves(row, gpu, machine) for gpu in considered(machine)):
+        why = f"{made}: install them anew together with torch {version}, from where that came from."
+        return Fix(why=why, build=machine.build)
+    requirement = f"torch=={row.version}"
+    return Fix(
+        commands.reinstall(machine, requirement, row.index),
+        (requirement, *machine.companions),
+        why=f"{made}: these are for torch {row.version}.",
+        build=row.build(machine.python),
+    )
+
+
+def _serves(row: builds.Release, gpu: Gpu, machine: Machine) -> bool:
+    build = row.build()
+    return gpu.cc is None or verdict(build, gpu, machine.driver, "", machine.os, machine.machine).runs
 
 
 def _not_checked(

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from ambidex.device import builds, gpus, variants
 from ambidex.device.gpus import Known
-from ambidex.device.machine import Build, Driver, Gpu, Machine
+from ambidex.device.machine import Build, Container, Driver, Gpu, Machine
 from ambidex.device.version import TorchVersion, cuda_of_tag, numbers
 from ambidex.errors import Problem, Problems, did_you_mean
 
@@ -58,8 +58,8 @@ def machine_from(
     """The supposed machine. What is not given is linux, x86_64, this Python, a driver new enough for the GPU.
 
     torch, GPUs and Python that are not given are taken from `here` where it is given. Several
-    GPUs are separated by commas. A GPU that exists in Arm computers alone makes the machine one, where
-    `machine` is not given and the table has the torch for it. Raises Problems (exit 2) with all that was not
+    GPUs are separated by commas. A GPU that exists in Arm computers alone makes the machine one where
+    `machine` is not given; in WSL the driver is Windows' own. Raises Problems (exit 2) with all that was not
     understood.
     """
     problems: list[Problem] = []
@@ -82,8 +82,10 @@ def machine_from(
     )
     if problems:
         raise Problems(problems)
-    if machine is None:
-        supposed = _on_arm_where_needed(supposed, known, version)
+    if machine is None and _on_arm_alone(supposed, known):
+        supposed = replace(supposed, machine="aarch64")
+    if os is not None and _word(os).startswith("wsl"):
+        supposed = replace(supposed, container=Container("wsl", True, "WSL, with the driver of Windows"))
     if here is not None:
         kept = (here.build, here.installer, here.executable, here.companions)
         supposed = replace(
@@ -110,11 +112,9 @@ def not_installable(machine: Machine) -> tuple[str, ...]:
     return (f"torch {asked.base} has no wheels for Python {machine.python}, only for {first} to {last}",)
 
 
-def _on_arm_where_needed(machine: Machine, known: list[Known], version: TorchVersion | None) -> Machine:
-    if machine.os != "linux" or not known or any(gpu.machine != "aarch64" for gpu in known):
-        return machine
-    arm = replace(machine, machine="aarch64")
-    return arm if version is None or _build(version, arm).archs is not None else machine
+def _on_arm_alone(machine: Machine, known: list[Known]) -> bool:
+    """Whether every GPU exists in Arm computers alone: what the table has for others is nothing to them."""
+    return machine.os == "linux" and bool(known) and all(gpu.machine == "aarch64" for gpu in known)
 
 
 def _build(version: TorchVersion, machine: Machine) -> Build:
@@ -209,8 +209,13 @@ def _python(text: str) -> str:
     return f"3.{int(found[1])}"
 
 
+def _word(text: str) -> str:
+    words: list[str] = re.findall(r"[a-z]+\d*", text.strip().lower())
+    return words[0] if words else ""
+
+
 def _os(text: str) -> str:
-    word = (re.findall(r"[a-z]+\d*", text.strip().lower()) or [""])[0]
+    word = _word(text)
     if word in _OS:
         return _OS[word]
     raise Problems(
