@@ -47,8 +47,23 @@ def test_machine_code_never_leaves_its_major(entry: Arch, cc: tuple[int, int], c
 
 @given(entries, capabilities)
 def test_nothing_runs_on_an_older_gpu_than_it_was_made_for(entry: Arch, cc: tuple[int, int]) -> None:
-    if silicon(cc) < silicon((entry.major, entry.minor)):
+    made_for = (entry.major, entry.minor)
+    plain_ptx = entry.kind == "compute" and not entry.suffix
+    if silicon(cc) < (made_for if plain_ptx else silicon(made_for)):
         assert covers(entry, cc) == "none"
+
+
+@given(capabilities, capabilities)
+def test_plain_ptx_runs_on_every_gpu_of_its_own_number_or_above(
+    made_for: tuple[int, int], cc: tuple[int, int]
+) -> None:
+    if cc >= made_for:
+        assert covers(Arch("compute", *made_for), cc) == "jit"
+
+
+def test_ptx_of_thors_first_number_runs_where_ptxas_compiles_it() -> None:
+    ran = {cc: covers(Arch("compute", 10, 1), cc) for cc in [(10, 0), (10, 1), (10, 3), (11, 0), (12, 0)]}
+    assert list(ran.values()) == ["none", "jit", "jit", "jit", "jit"]
 
 
 @given(entries, capabilities)
