@@ -441,3 +441,35 @@ def test_a_build_for_other_gpus_is_named_so_where_it_was_read_too() -> None:
     build = replace(cpu_build(), version="2.9.1+xpu")
     report = doctor(see=lambda *_, **__: some_facts(build, [RTX_5060]), probe=False)
     assert "an XPU build" in next(line for line in report.text().splitlines() if line.startswith("Torch  "))
+
+
+@pytest.mark.parametrize("value", [0, 2.5, True, ["RTX 5060"], b"cuda", {}])
+@pytest.mark.parametrize(
+    "name", ["device", "torch", "gpu", "driver", "python", "os", "machine", "python_env"]
+)
+def test_an_argument_that_is_no_text_is_named_and_raises_problems(name: str, value: Any) -> None:
+    with pytest.raises(Problems, match=name) as raised:
+        doctor(**{name: value})
+    assert raised.value.exit_code == 2
+
+
+@pytest.mark.parametrize("device", [None, 0, 1.5, ["cuda"]])
+def test_a_device_that_is_no_text_raises_problems_wherever_it_is_asked_for(device: Any) -> None:
+    with pytest.raises(Problems, match="device"):
+        ambidex.gpu_usable(device)
+
+
+def test_every_argument_that_is_no_text_is_named_at_once() -> None:
+    with pytest.raises(Problems) as raised:
+        doctor(torch=2.5, gpu=["RTX 5060"], python_env=Path("x"))  # type: ignore[arg-type]
+    assert len(raised.value.problems) == 2
+
+
+def test_nothing_that_a_file_or_a_child_says_commands_the_terminal() -> None:
+    said = "\x1b]0;x\x07\x1b[31m"
+    broken = Build(f"2.11.0{said}", "12.8", archs=CU128.archs, path=f"/x{said}", broken=f"no {said}")
+    for build in (CU128, broken):
+        found = some_facts(build, [RTX_5060])
+        probe = probed(DeviceProbe("cuda:0", False, said, "", (12, 0), 0.0, "add", "failed", f"add: {said}"))
+        report = Report(found, diagnose(found, probe=probe), probe=probe)
+        assert report.text().replace("\n", "").isprintable()

@@ -110,3 +110,125 @@ def test_a_long_log_is_read_in_time() -> None:
 def test_the_three_that_need_a_context_are_known_too() -> None:
     assert explain("CUDNN_STATUS_NOT_SUPPORTED_ARCH_MISMATCH").cause == "cudnn_arch"
     assert explain("x.py:3 tried to start CUDA, but the CPU is forced").cause == "guard"
+
+
+def by_the_ends(name: str, cc: str, ends: str) -> str:
+    """As torch up to 2.10 prints it, with its line breaks."""
+    return (
+        f"/lib/torch/cuda/__init__.py:435: UserWarning: \n    Found GPU0 {name} which is of cuda capability {cc}.\n"
+        f"    Minimum and Maximum cuda capability supported by this version of PyTorch is\n    {ends}\n    \n"
+        "  queued_call()\n"
+    )
+
+
+def by_capabilities(name: str, cc: str, listed: str, last: str) -> str:
+    """As torch 2.11 and newer prints it."""
+    rows = "".join(f"- {one} which supports hardware CC >={one},<{one[:-2]}.9\n" for one in listed.split())
+    return (
+        f"UserWarning: Found GPU0 {name} which is of compute capability (CC) {cc}.\nThe following list shows the CCs "
+        f"this version of PyTorch was built for and the hardware CCs it supports:\n{rows}{last}\n"
+    )
+
+
+def by_list(name: str, sm: str, listed: str) -> str:
+    return (
+        f"UserWarning: \n{name} with CUDA capability {sm} is not compatible with the current PyTorch installation.\n"
+        f"The current PyTorch install supports CUDA capabilities {listed}.\n"
+    )
+
+
+NO_BUILD = (
+    "No published PyTorch CUDA builds for release 2.13.0+cu130 support this GPU. Visit the site to find a "
+    "compatible release."
+)
+REINSTALL = "Your installed torch==2.13.0+cu130 does not include kernels for this GPU."
+NEW = "sm_75 sm_80 sm_86 sm_90 sm_100 sm_120"
+# Each warning with the cause, and the build that the first remedy names.
+WARNINGS = {
+    by_the_ends("NVIDIA GB10", "12.1", "(8.0) - (12.0)"): ("false_alarm", "", "sm_121"),
+    by_the_ends("NVIDIA GeForce GTX 1080", "6.1", "(7.5) - (12.0)"): ("not_compatible", "+cu126", "sm_61"),
+    by_the_ends("Tesla P100-PCIE-16GB", "6.0", "(7.0) - (12.0)"): ("not_compatible", "+cu126", "sm_60"),
+    by_capabilities("Orin", "8.7", "8.0 9.0 10.0 11.0 12.0", NO_BUILD): ("not_compatible", "+cu132", "sm_87"),
+    by_capabilities("NVIDIA GB10", "12.1", "8.0 9.0 10.0 12.0", REINSTALL): ("false_alarm", "", "sm_121"),
+    by_capabilities("Tesla V100-SXM2-16GB", "7.0", "7.5 8.0 9.0 12.0", REINSTALL): (
+        "not_compatible",
+        "+cu126",
+        "sm_70",
+    ),
+    by_list("Orin", "sm_87", "sm_80 sm_90 sm_100 sm_110 sm_120"): ("not_compatible", "+cu132", "sm_87"),
+    by_list("Thor", "sm_110", "sm_80 sm_90 sm_100 sm_120"): ("not_compatible", "+cu13", "sm_110"),
+    by_list("TITAN V", "sm_70", NEW): ("not_compatible", "+cu126", "sm_70"),
+    by_list("NVIDIA GeForce RTX 5060", "sm_120", "sm_50 sm_60 sm_90"): ("not_compatible", "+cu1", "sm_120"),
+    by_list("NVIDIA GB10", "sm_121", "sm_80 sm_90 sm_100 sm_120"): ("false_alarm", "", "sm_121"),
+}
+
+
+@pytest.mark.parametrize("warning", WARNINGS)
+def test_every_form_of_torchs_warning_is_judged_by_the_list_that_it_tells(warning: str) -> None:
+    cause, build, sm = WARNINGS[warning]
+    found = explain(warning)
+    assert found.cause == cause
+    assert build in found.fix[0]
+    assert f"({sm})" in found.seen[0]
+
+
+@pytest.mark.parametrize("name", ["Orin", "Thor", "TITAN V", "NVIDIA GB10"])
+def test_the_name_in_a_warning_is_the_gpus_whatever_it_begins_with(name: str) -> None:
+    for warning in (
+        by_the_ends(name, "12.1", "(8.0) - (12.0)"),
+        by_capabilities(name, "12.1", "8.0 12.0", ""),
+        by_list(name, "sm_121", NEW),
+    ):
+        assert explain(warning).seen[0] == f"GPU {name} (sm_121)"
+
+
+PREFIXES = st.sampled_from(
+    [
+        *("", "    ", "\t", "(APIServer pid=1) ", "(RayWorker pid=1234, ip=10.0.0.3) ", "vllm-1  | ", "> "),
+        *("[rank0]: ", "[rank1]:[W1122 12:00:00.123456 x.cpp:3] ", "[1,0]<stderr>: ", "0: ", "#12 3.456 "),
+        *("2026-11-22T12:00:00.123Z ", "2026-11-22 12:00:00,123 WARNING ", "[2026-11-22 12:00:00] "),
+        *("\x1b[0;36m(APIServer pid=1)\x1b[0;0m ", "web-7d4  | 12:00:00 [INFO] "),
+    ]
+)
+GAPS = st.sampled_from([" ", " ", " ", "  ", "\t", "\n", "\n    ", "\r\n", " \n\n  ", "\xa0"])
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.sampled_from(list(WARNINGS)), PREFIXES, st.data())
+def test_a_warning_is_judged_alike_however_its_lines_break_and_whatever_stands_before_them(
+    warning: str, prefix: str, data: st.DataObject
+) -> None:
+    words = warning.split()
+    laid = words[0] + "".join(data.draw(GAPS) + word for word in words[1:])
+    laid = "\n".join(prefix + line for line in laid.split("\n"))
+    found, plain = explain(laid), explain(warning)
+    assert (found.cause, found.betrays) == (plain.cause, plain.betrays)
+    assert found.fix == plain.fix
+
+
+@settings(deadline=None)
+@given(st.sampled_from(list(WARNINGS)), PREFIXES)
+def test_a_prefix_before_every_line_changes_nothing_that_is_said(warning: str, prefix: str) -> None:
+    assert str(explain("\n".join(prefix + line for line in warning.split("\n")))) == str(explain(warning))
+
+
+@pytest.mark.parametrize("suffix", ["", "a", "f"])
+@pytest.mark.parametrize("entry", ["sm_100", "sm_101", "sm_103", "sm_110", "sm_120", "compute_120"])
+def test_a_list_with_any_entry_of_blackwell_is_not_called_older_than_blackwell(
+    entry: str, suffix: str
+) -> None:
+    assert not any("12.6 or older" in line for line in betrayed(archs(f"sm_80 sm_90a {entry}{suffix}")))
+
+
+def test_the_ends_of_a_list_betray_no_wheel_and_are_not_said_to_hold_no_ptx() -> None:
+    found = explain(by_the_ends("NVIDIA GeForce GT 730", "3.5", "(3.7) - (9.0)"))
+    assert found.betrays == ()
+    assert "no PTX" not in found.text
+
+
+@given(st.text(), st.sampled_from(list(WARNINGS)))
+def test_nothing_in_a_paste_commands_the_terminal(text: str, warning: str) -> None:
+    pasted = f"ImportError: DLL load failed while importing {text}\x1b]0;x\x07\n" + warning.replace(
+        "GPU0 ", f"GPU0 {text}\x1b[31m"
+    )
+    assert str(explain(pasted)).replace("\n", "").isprintable()

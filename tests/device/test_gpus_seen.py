@@ -5,6 +5,7 @@ wait.
 from __future__ import annotations
 
 import ctypes
+import json
 import shutil
 import subprocess
 import sys
@@ -120,7 +121,7 @@ def test_good_rows_are_kept_among_bad_ones() -> None:
 )
 def test_no_text_breaks_the_row_parser(text: str) -> None:
     found, _ = gpus_seen.parse_csv(text, FIELDS)
-    assert all(gpu.name for gpu in found)
+    assert all(gpu.name and gpu.name.isprintable() for gpu in found)
     gpus_seen.cuda_of_header(text)
 
 
@@ -329,3 +330,15 @@ int nvmlDeviceGetUUID(dev d, char *out, unsigned n) { strncpy(out, "GPU-1", n); 
 int nvmlDeviceGetCudaComputeCapability(dev d, int *a, int *b) { *a = 12; *b = 0; return 0; }
 int nvmlDeviceGetMemoryInfo(dev d, unsigned long long *out) { out[0] = 8ULL << 30; return 0; }
 """
+
+
+@given(st.text(min_size=1))
+def test_nothing_that_nvml_or_nvidia_smi_says_commands_the_terminal(said: str) -> None:
+    rubbish = f"\x1b[31m{said}"
+    row = {"name": rubbish, "cc": [12, 0], "index": 0, "uuid": rubbish, "memory_bytes": None}
+    answer = {"gpus": [row], "driver": rubbish, "cuda": None, "notes": [rubbish]}
+    told = gpus_seen.by_nvml(load=lambda _: object(), put=lambda *_, **__: Answer(json.dumps(answer), code=0))
+    (gpu,) = told.gpus
+    assert all(one.isprintable() for one in (gpu.name, gpu.uuid, told.driver.version or "", *told.notes))
+    csv, _ = gpus_seen.parse_csv(ROW.replace("NVIDIA", "\x1b[31m"), FIELDS)
+    assert csv[0].name.isprintable()

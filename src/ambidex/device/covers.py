@@ -49,7 +49,8 @@ def _reaches(entry: Arch, code: Capability, device: Capability, build_cuda: Capa
     if entry.suffix == "f":
         return same_family
     if entry.kind == "compute":
-        return device >= code
+        # By the number it was given: CUDA 12.9's ptxas takes sm_101 for sm_103 and sm_120, not for sm_100.
+        return device >= (entry.major, entry.minor)
     return same_family and not _kept_apart(code, device, build_cuda)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ambidex.device import facts, hiding, image, rules
 from ambidex.device import probe as probing
-from ambidex.device.asked import understood
+from ambidex.device.asked import texts, understood
 from ambidex.device.diagnosis import EXIT_OF, Cause, Diagnosis
 from ambidex.device.environment import Environment
 from ambidex.device.facts import Facts, may_have_gpu
@@ -62,6 +62,10 @@ def doctor(
     keeps to theory. Raises `Problems` (exit 2) with every argument that cannot be understood, after those
     that the caller found ``wrong`` already.
     """
+    words = {"torch": torch, "gpu": gpu, "driver": driver, "python": python, "os": os, "machine": machine}
+    given = {name: word for name, word in {**words, "python_env": python_env}.items() if word is not None}
+    given |= {"python_env": str(python_env)} if isinstance(python_env, Path) else {}
+    texts(wrong, device=device, **given)
     problems = list(wrong)
     device = _read(lambda: understood(device, "flag"), problems) or "auto"
     supposed = any(word is not None for word in (torch, gpu, driver, python, os, machine))
@@ -74,7 +78,6 @@ def doctor(
         here = _as_if_elsewhere(found.machine) if elsewhere else found.machine
         from ambidex.device import whatif  # what few runs need is not loaded by every one
 
-        words = {"torch": torch, "gpu": gpu, "driver": driver, "python": python, "os": os, "machine": machine}
         imagined = _read(lambda: whatif.machine_from(**words, here=_unhidden(here)), problems) or here
         notes = whatif.not_installable(imagined) if torch is not None and not problems else ()
         found = replace(found, machine=replace(imagined, cpu=found.machine.cpu), notes=notes)

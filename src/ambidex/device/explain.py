@@ -10,9 +10,10 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ambidex.device import fingerprints, rules
+from ambidex.device.covers import is_integrated
 from ambidex.device.diagnosis import Diagnosis
 from ambidex.device.facts import this_machine
 from ambidex.device.layout import laid_out
@@ -23,16 +24,19 @@ _UNNAMED = "?"
 UNKNOWN = 30  # exit code where nothing was recognised
 _ENTRY = r"(?:sm|compute)_\d{2,3}[af]?"
 _LIST = re.compile(rf"{_ENTRY}(?:['\",\s]{{1,6}}{_ENTRY})*")
-_GPU = re.compile(
-    r"(?P<name>(?:NVIDIA|Tesla|Quadro|GeForce)[^\n\"']{0,80}?) (?:with CUDA capability (?P<arch>sm_\d{2,3})"
-    r"|which is of (?:cuda|compute) capability (?P<major>\d{1,2})\.(?P<minor>\d)\b)",
+# torch's three warnings: by capability with the ends of the list (to 2.10) or with all of it (from 2.11), and by list.
+_FOUND = re.compile(
+    r"\bFound (?:GPU\d+ )?(?P<name>[^\"']{1,80}?) which is of (?:cuda|compute) capability (?:\(CC\) )?"
+    r"(?P<major>\d{1,2})\.(?P<minor>\d)\b",
     re.IGNORECASE,
 )
-# torch up to 2.10 told its list by its ends, in one sentence or in another.
+_WITH_CAPABILITY = re.compile(r" with CUDA capability (?P<arch>sm_\d{2,3})\b", re.IGNORECASE)
+_NAME = re.compile(r"(?:NVIDIA|Tesla|Quadro|GeForce)(?:(?!NVIDIA|[\"']).)*$", re.IGNORECASE)
 _FROM_TO = re.compile(
     r"cuda capability supported by this (?:version of PyTorch|library) is \(?(\d{1,2})\.(\d)\b\)?(?: - \((\d{1,2})\.(\d)\))?",
     re.IGNORECASE,
 )
+_BUILT_FOR = re.compile(r"- (\d{1,2})\.(\d) which supports hardware CC\b", re.IGNORECASE)
 _PYTHON = re.compile(
     r"\bpython(?:[ _]version:?\s*|[/\\ -]?)3\.(\d{1,2})\b|\bPython3(\d{1,2})\b|-cp3(\d{1,2})-|cpython-3(\d{1,2})\b",
     re.IGNORECASE,
@@ -48,11 +52,25 @@ _NAMED = re.compile(
 )
 _VERSION = re.compile(
     r"(?:\btorch(?: version)?\s*[=:\s-]=?\s*v?|PyTorch(?: "
-    r"version)?:?\s+v?)(?P<version>\d+\.\d+(?:\.\d+)?(?:\.dev\d{8}|a0|rc\d+)?"
+    r"version)?:?\s+v?|PyTorch CUDA builds for release )(?P<version>\d+\.\d+(?:\.\d+)?(?:\.dev\d{8}|a0|rc\d+)?"
     r"(?:\+[\w.]+)?)",
     re.IGNORECASE,
 )
 _DRIVER = re.compile(r"Driver Version:\s*(?P<version>\d{3}\.\d{2,3}(?:\.\d{2})?)", re.IGNORECASE)
+# What programs put before each line of a log: who speaks, when, how loud.
+_PREFIX = re.compile(
+    r"\s*(?:"
+    r"\([^()\n]{0,60}\bpid=\d+[^()\n]{0,60}\):?"  # (APIServer pid=1), (Worker pid=369, ip=10.0.0.3)
+    r"|\[(?:[a-z]{0,12}[ -]?\d{1,5}(?:,\d{1,5})?|[^\[\]\n]{0,20}\d\d:\d\d:\d\d[^\[\]\n]{0,60})\](?:<\w{1,8}>)?:?"
+    r"|\[?(?:DEBUG|INFO|WARN|WARNING|ERROR)\]?:?(?=\s)"
+    r"|(?:\d{4}-\d\d-\d\d[T ])?\d\d:\d\d:\d\d(?:[.,]\d{1,9})?(?:Z|[+-]\d\d:?\d\d)?:?(?=\s)"
+    r"|[\w.-]{1,60} {0,20}\|"  # vllm-1  |
+    r"|\d{1,5}:(?=\s)"  # srun -l
+    r"|#\d{1,4} \d{1,6}\.\d{1,4}(?=\s)"  # docker build
+    r"|[>|](?=\s)"
+    r")"
+)
+_COLOUR = re.compile(r"\x1b\[[\d;]{0,20}m")
 _WINDOWS = re.compile(r"[A-Za-z]:\\|\.dll\b|\bWindows\b|\bwin_amd64\b")
 
 
@@ -96,6 +114,7 @@ class _Read:
     os: str = "linux"
     machine: str = "x86_64"
     python: str = ""  # '' where the text does not tell
+    listed: bool = False  # whether the list is as the build has it: with its PTX, and not its ends alone
 
     def words(self) -> tuple[str, ...]:
         found = []
@@ -117,9 +136,11 @@ class _Read:
 
 def explain(text: str) -> Explained:
     """The cause in the text and the way out of it, or the plain statement that nothing in it is known."""
-    facts = _read(text)
-    hits = _without_doubles(fingerprints.matches(text))
-    betrays = betrayed(facts.archs)
+    lines = _without_prefixes(text)
+    running = " ".join(lines.split())
+    facts = _read(lines, running)
+    hits = _without_doubles(_hits(text, running))
+    betrays = betrayed(facts.archs) if facts.listed else ()
     judged = _judged(facts)
     if judged is not None and (not hits or hits[0][0].doctor in ("ARCH_NONE", "")):
         return _by_rules(facts, judged, hits, betrays)
@@ -141,6 +162,25 @@ def explain(text: str) -> Explained:
     )
 
 
+def _without_prefixes(text: str) -> str:
+    """The text without the words that another program put before its lines, and without colours."""
+    return "\n".join(map(_without_prefix, _COLOUR.sub("", text).splitlines()))
+
+
+def _without_prefix(line: str) -> str:
+    at = 0
+    while found := _PREFIX.match(line, at):
+        at = found.end()
+    return line[at:].strip()
+
+
+def _hits(text: str, running: str) -> list[tuple[fingerprints.Fingerprint, re.Match[str]]]:
+    """What is known in the text as it stands, or only where its lines are joined; the root first."""
+    found = {known.id: (known, match) for known, match in fingerprints.matches(running)}
+    found |= {known.id: (known, match) for known, match in fingerprints.matches(text)}
+    return [found[known.id] for known in fingerprints.KNOWN if known.id in found]
+
+
 def _without_doubles(
     hits: Sequence[tuple[fingerprints.Fingerprint, re.Match[str]]],
 ) -> list[tuple[fingerprints.Fingerprint, re.Match[str]]]:
@@ -156,9 +196,11 @@ def betrayed(archs: Sequence[Arch]) -> tuple[str, ...]:
     """Which kind of wheel a list points to. Fingerprints, not proof: whoever builds torch may list what he
     likes.
     """
-    entries = {str(arch) for arch in archs}
-    if len(entries) < 2:
+    if len(set(archs)) < 2:
         return ()
+    # sm_100a and sm_100f are of the same CUDA as sm_100; PTX with a suffix is in no wheel that is known here.
+    entries = {str(replace(arch, suffix="") if arch.kind == "sm" else arch) for arch in archs}
+    blackwell = any(arch.major >= 10 for arch in archs)
     found = []
     if "compute_37" in entries:
         found.append("compute_37: a Windows wheel for CUDA 11.8")
@@ -176,62 +218,79 @@ def betrayed(archs: Sequence[Arch]) -> tuple[str, ...]:
         found.append(
             "compute_120: a Linux wheel, 2.7 for CUDA 12.8, or a nightly or a CUDA 12.9/13.0 build since then"
         )
-    if "sm_120" not in entries and "sm_100" not in entries and "compute_90" not in entries:
+    if not blackwell and "compute_90" not in entries:
         found.append(
             "neither sm_100 nor sm_120: built with CUDA 12.6 or older, or for CUDA 12 without Blackwell"
         )
     return tuple(found)
 
 
-def _read(text: str) -> _Read:
-    lists = [re.findall(_ENTRY, hit) for hit in _LIST.findall(text)]
+def _read(lines: str, running: str) -> _Read:
+    """The facts: by what a text says, however it breaks its lines. ``running`` is all of it on one line."""
+    lists = [re.findall(_ENTRY, hit) for hit in _LIST.findall(running)]
     lists = [entries for entries in lists if len(entries) > 1]
     archs: tuple[Arch, ...] = ()
     if lists:
         archs = tuple(dict.fromkeys(Arch.parse(entry) for entry in max(lists, key=len)))
-    if not archs:
-        archs = _by_the_ends(text)
-    version, python = _VERSION.search(text), _PYTHON.search(text)
-    driver, cuda = _DRIVER.search(text), re.search(r"found version (\d{4,5})\b", text)
+    version, python = _VERSION.search(running), _PYTHON.search(running)
+    driver, cuda = _DRIVER.search(running), re.search(r"found version (\d{4,5})\b", running)
     # torch writes the driver's CUDA as 12080 for 12.8.
     spoken = (int(cuda[1]) // 1000, int(cuda[1]) % 1000 // 10) if cuda else None
-    windows = bool(_WINDOWS.search(text)) or any(str(arch) == "sm_61" for arch in archs)
+    windows = bool(_WINDOWS.search(running)) or any(str(arch) == "sm_61" for arch in archs)
+    gpu = _gpu(lines, running)
     return _Read(
-        gpu=_gpu(text),
-        archs=archs,
+        gpu=gpu,
+        archs=archs or _by_numbers(running),
         version=version["version"] if version else None,
         driver=Driver(driver["version"] if driver else None, spoken),
         os="windows" if windows else "linux",
-        machine=_machine(text, windows),
+        machine=_machine(running, windows, gpu),
         python=f"3.{next(filter(None, python.groups()))}" if python else "",
+        listed=bool(archs),
     )
 
 
-def _machine(text: str, windows: bool) -> str:
+def _machine(text: str, windows: bool, gpu: Gpu | None) -> str:
     if windows or "x86_64" in text:
         return "x86_64"
-    return "aarch64" if _ARM.search(text) else this_machine()
+    on_arm = _ARM.search(text) or (gpu is not None and is_integrated(gpu.cc))
+    return "aarch64" if on_arm else this_machine()
 
 
-def _by_the_ends(text: str) -> tuple[Arch, ...]:
-    """The list's first and last entry, of which a warning tells where it does not print the list."""
+def _by_numbers(text: str) -> tuple[Arch, ...]:
+    """The list where a warning tells it in capabilities: all of it, which may be PTX too, or only its ends."""
+    every = _BUILT_FOR.findall(text)
+    if every:
+        return tuple(dict.fromkeys(Arch("sm", int(major), int(minor)) for major, minor in every))
     told = _FROM_TO.search(text)
     numbers = [int(number) for number in told.groups() if number] if told else []
     return tuple(Arch("sm", numbers[at], numbers[at + 1]) for at in range(0, len(numbers), 2))
 
 
-def _gpu(text: str) -> Gpu | None:
-    told = _GPU.search(text)
-    if told and told["major"]:
-        return Gpu(told["name"].strip(), (int(told["major"]), int(told["minor"])))
+def _gpu(lines: str, running: str) -> Gpu | None:
+    found = _FOUND.search(running)
+    if found:
+        return Gpu(found["name"], (int(found["major"]), int(found["minor"])))
+    told = _WITH_CAPABILITY.search(running)
     if told:
         arch = Arch.parse(told["arch"].lower())
-        return Gpu(told["name"].strip(), (arch.major, arch.minor))
-    named, cc = _NAMED.search(text), _CC.search(text)
+        return Gpu(_name_before(running[: told.start()], lines), (arch.major, arch.minor))
+    named, cc = _NAMED.search(running), _CC.search(running)
     pair = (int(cc["major"]), int(cc["minor"])) if cc else None
     if named:
         return Gpu(named[0].strip(), pair or _known_cc(named[0]))
     return Gpu("the GPU", pair) if pair else None
+
+
+def _name_before(words: str, lines: str) -> str:
+    """The name that ends the words: from its maker's or its family's on, else what its own line begins with."""
+    maker = _NAME.search(words[-80:])
+    if maker:
+        return maker[0]
+    told = _WITH_CAPABILITY.search(lines)
+    line = lines[: told.start()].rpartition("\n")[2] if told else ""
+    name = line.rpartition(": ")[2].strip()
+    return name if 0 < len(name) <= 40 else "the GPU"
 
 
 def _known_cc(name: str) -> tuple[int, int] | None:
@@ -300,6 +359,8 @@ def _by_rules(
     if facts.version is None:  # the CUDA it was built with is not known either
         text = text.replace(f". torch {_UNNAMED}", ". This torch")
         why = why.split("; ", 1)[-1]
+    if not facts.listed:  # in capabilities a warning does not tell of PTX
+        text = text.replace(" and no PTX", "")
     return Explained(
         ids[0] if ids else judged.cause.id, text, why, _commands(judged), facts.words(), also, betrays
     )

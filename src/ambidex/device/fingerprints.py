@@ -194,7 +194,7 @@ KNOWN: tuple[Fingerprint, ...] = (
         "not_compatible",
         r"is not compatible with the current PyTorch installation|supports CUDA capabilities "
         r"(?:sm_|compute_)|PyTorch no longer supports this GPU|cuda capability supported by this (?:library|version)|"
-        r"not compatible with the current CUDA capabilit|不支持\s?(?:RTX\s?)?50\s?系",
+        r"which is of compute capability \(CC\)|not compatible with the current CUDA capabilit|不支持\s?(?:RTX\s?)?50\s?系",
         "torch's own start-up check says that this build has no code for this GPU.",
         "install a build that has: `ambidex doctor` prints the command",
         "ARCH_NONE",

@@ -19,6 +19,7 @@ from ambidex.device.ask import Answer, ask
 from ambidex.device.machine import Driver, Gpu
 from ambidex.device.paths import is_file, is_there, on_path
 from ambidex.errors import Problems
+from ambidex.escaping import one_line
 
 _FIELDS = "index,uuid,name,compute_cap,driver_version,memory.total"
 _OLD_FIELDS = "index,uuid,name,driver_version,memory.total"  # old drivers reject compute_cap
@@ -123,16 +124,17 @@ def by_nvml(
 def _told_by_nvml(said: dict[str, Any]) -> Told:
     found = tuple(
         Gpu(
-            str(row["name"]),
+            one_line(str(row["name"])),
             (int(row["cc"][0]), int(row["cc"][1])) if row["cc"] else None,
             int(row["index"]),
-            str(row["uuid"]),
+            one_line(str(row["uuid"])),
             row["memory_bytes"],
         )
         for row in said["gpus"]
     )
     cuda = (int(said["cuda"][0]), int(said["cuda"][1])) if said["cuda"] else None
-    return Told(found, Driver(said["driver"], cuda), tuple(map(str, said["notes"])))
+    version = one_line(str(said["driver"])) if said["driver"] else None
+    return Told(found, Driver(version, cuda), tuple(one_line(str(note)) for note in said["notes"]))
 
 
 def by_smi(program: str, *, put: Callable[..., Answer] = ask, seconds: float = 4.0) -> Told:
@@ -173,7 +175,7 @@ def parse_csv(text: str, fields: Sequence[str]) -> tuple[tuple[Gpu, ...], str | 
             continue
         uuid = row["uuid"] if re.fullmatch(r"(GPU|MIG)-[\w-]{4,64}", row["uuid"]) else ""
         gpu = Gpu(
-            row["name"][:120],
+            one_line(row["name"], 120),
             _cc(row.get("compute_cap", "")),
             int(number),
             uuid,
