@@ -92,3 +92,24 @@ def test_a_slice_of_a_gpu_hides_only_what_it_surely_hides() -> None:
     assert seen({"CUDA_VISIBLE_DEVICES": "MIG-1234"}, RTX_5060, RTX_3090) == [True, True]
     parent = f"MIG-{RTX_3090.uuid}/1/0"
     assert seen({"CUDA_VISIBLE_DEVICES": parent}, RTX_5060, RTX_3090) == [False, True]
+
+
+def test_two_prefixes_of_one_gpu_empty_the_list_as_a_repeated_number_does() -> None:
+    assert seen({"CUDA_VISIBLE_DEVICES": "GPU-bb,GPU-bbbb"}, RTX_5060, RTX_3090) == [False, False]
+
+
+def test_the_mask_gives_the_numbers_and_without_one_the_order_does() -> None:
+    gpus = (RTX_3090, RTX_5060)
+    assert hiding.numbered(gpus, {}) == (RTX_5060, RTX_3090)
+    by_bus = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "1,0"}
+    assert hiding.numbered(gpus, by_bus) == (RTX_3090, RTX_5060)
+    assert hiding.numbered(gpus, {**by_bus, "CUDA_VISIBLE_DEVICES": f"MIG-{RTX_3090.uuid}/1/0"}) == gpus[::-1]
+
+
+def test_a_mask_hides_only_where_it_leaves_a_gpu_out_or_may() -> None:
+    gpus = (RTX_5060, RTX_3090)
+    said = {
+        value: hiding.hides(gpus, {"CUDA_VISIBLE_DEVICES": value}) for value in ("1,0", "0", "", "MIG-aa")
+    }
+    assert said == {"1,0": False, "0": True, "": True, "MIG-aa": True}
+    assert not hiding.hides(gpus, {})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -143,3 +144,23 @@ def test_the_list_read_from_a_real_wheel_is_the_one_that_torch_reports() -> None
         program = "import torch; f = getattr(torch._C, '_cuda_getArchFlags', None); print(f() if f else '')"
         told = subprocess.run([where.program, "-c", program], capture_output=True, text=True, check=True)
         assert " ".join(map(str, installed.read(where).archs or ())) == told.stdout.strip()
+
+
+def test_what_an_uninstall_left_behind_loses_to_a_later_package_as_in_python(
+    install: Install, tmp_path: Path
+) -> None:
+    good = site(install())
+    left = tmp_path / "left"
+    (left / "torch/lib").mkdir(parents=True)
+    there = environment.Environment("python", "3.11", tmp_path, (left, good))
+    assert installed.find(there) == good / "torch"
+    asked = "import sys; sys.path[:0] = sys.argv[1:]; import torch; print(torch.__file__)"
+    told = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", asked, str(left), str(good)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert told.stdout.strip() == str(good / "torch/__init__.py")
+    alone = environment.Environment("python", "3.11", tmp_path, (left,))
+    assert installed.find(alone) == left / "torch"

@@ -26,7 +26,7 @@ from ambidex.device.machine import Extension, Gpu, Machine
 from ambidex.device.naming import are, are_present, named, numbered
 from ambidex.device.version import TorchVersion, at_least, dotted, numbers, pair
 
-_HIDING = ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES")
+_HIDING = "CUDA_VISIBLE_DEVICES"
 _SYMPTOM = '"no kernel image is available for execution on the device"'
 
 
@@ -93,15 +93,28 @@ def no_gpu(machine: Machine) -> Cause | None:
 
 
 def container_no_gpu(machine: Machine) -> Cause | None:
-    """A build with GPU code, in a container that was given no GPU. A CPU build there is as it should be."""
+    """A build with GPU code, in a container that was given no GPU, or one that is listed without the driver's
+    library to compute on it. A CPU build there is as it should be.
+    """
     container = machine.container
-    if machine.gpus or not container.kind or container.gpu_passed is not False:
+    if not container.kind or container.gpu_passed is not False:
         return None
     if is_cpu(machine.build, machine.os, machine.machine):
         return None
-    place = "WSL has" if container.kind == "wsl" else f"This {container.kind} container was given"
+    # Where the driver itself tells of a GPU (by its UUID), a device node that was not found says nothing.
+    if any(gpu.uuid for gpu in machine.gpus) and not lacks_compute(machine):
+        return None
+    place, lack = (
+        ("WSL", "has") if container.kind == "wsl" else (f"This {container.kind} container", "was given")
+    )
+    said = f"lists {named(machine.gpus)} and cannot compute there" if machine.gpus else f"{lack} no GPU"
     detail = container.detail.rstrip(".")
-    return Cause("CONTAINER_NO_GPU", f"{place} no GPU{f' ({detail})' if detail else ''}.")
+    return Cause("CONTAINER_NO_GPU", f"{place} {said}{f' ({detail})' if detail else ''}.")
+
+
+def lacks_compute(machine: Machine) -> bool:
+    """Whether the container has the GPU's device, and of its driver only what lists it: no libcuda."""
+    return machine.container.gpu_passed is False and "libcuda" in machine.container.detail
 
 
 def hidden_by_env(machine: Machine) -> Cause | None:
@@ -109,13 +122,14 @@ def hidden_by_env(machine: Machine) -> Cause | None:
         return None
     names = hiding_variables(machine)
     settings = " and ".join(f"{name}={machine.env[name]!r}" for name in names) or "The environment"
-    verb = "hide" if len(names) > 1 else "hides"
-    return Cause("HIDDEN_BY_ENV", f"{settings} {verb} {numbered(machine.gpus)} from torch.")
+    return Cause("HIDDEN_BY_ENV", f"{settings} hides {numbered(machine.gpus)} from torch.")
 
 
 def hiding_variables(machine: Machine) -> list[str]:
-    """Those to blame: CUDA's own where it is set, since NVIDIA's speaks to the container's runtime alone."""
-    return [name for name in _HIDING if name in machine.env][:1] or list(machine.env)
+    """Those to blame: CUDA's own alone. NVIDIA's speaks to the container's runtime, and the order of the
+    devices hides none.
+    """
+    return [_HIDING] if _HIDING in machine.env else []
 
 
 def driver_old(machine: Machine) -> Cause | None:

@@ -12,12 +12,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from ambidex.device import facts, hiding, image, rules
+from ambidex.device import builds, facts, hiding, image, rules
 from ambidex.device import probe as probing
 from ambidex.device.asked import texts, understood
-from ambidex.device.diagnosis import EXIT_OF, Cause, Diagnosis
+from ambidex.device.diagnosis import EXIT_OF, Cause, CauseId, Diagnosis, Fix
 from ambidex.device.environment import Environment
 from ambidex.device.facts import Facts, may_have_gpu
+from ambidex.device.fixes import driver_os, update_driver
 from ambidex.device.gpus_seen import Seen
 from ambidex.device.machine import Gpu, Machine, Tried
 from ambidex.device.probe import Probe
@@ -136,8 +137,13 @@ def diagnose(
             one, extensions=None if scan is None else scan.extensions, probe=tried, strict=strict
         )
         answer = replace(answer, not_checked=(*answer.not_checked, *(scan.notes if scan else ())))
-        if answer.cause.id == "NO_GPU" and found.seen.notes:
-            answer = replace(answer, cause=replace(answer.cause, why="; ".join(found.seen.notes)))
+        if answer.cause.id == "NO_GPU":
+            notes = "; ".join(found.seen.notes)
+            reason = _unlisted(one, probe, notes)
+            answer = replace(answer, cause=replace(answer.cause, why=notes or answer.cause.why))
+            if reason is not None:
+                way_out = _newer_driver(one) if reason.id == "DRIVER_OLD" else ()
+                answer = replace(_instead(answer, reason), fixes=way_out)
         return _hanging(answer, found) if found.seen.hangs else answer
 
     if device == "cpu":
@@ -195,20 +201,22 @@ def _with_probe(found: Facts, probe: Probe | None) -> tuple[Machine, list[Tried]
             if one.device.startswith("cuda")
         )
         machine = replace(machine, gpus=seen)
-    visible = [gpu for gpu in machine.gpus if gpu.visible]
+    visible = hiding.numbered(machine.gpus, machine.env, machine.os)
     if not probe.devices:
-        cause, text = _told(probe.cause, probe.text)
+        cause, text = _told(probe.cause, probe.text, machine)
         return machine, [Tried(gpu.index, False, cause, text) for gpu in visible]
-    pairs = _matched(visible, probe, machine)
+    if machine.container.kind:  # CUDA started, so its library is there, wherever it lies
+        machine = replace(machine, container=replace(machine.container, gpu_passed=True))
     return machine, [
-        Tried(gpu.index, one.ok, *(("", "") if one.ok else _told(one.cause, one.text))) for gpu, one in pairs
+        Tried(gpu.index, one.ok, *(("", "") if one.ok else _told(one.cause, one.text, machine)))
+        for gpu, one in _matched(visible, probe)
     ]
 
 
-def _matched(gpus: list[Gpu], probe: Probe, machine: Machine) -> list[tuple[Gpu, probing.DeviceProbe]]:
-    """Each probed device with its GPU: by UUID, which both sides know, else in CUDA's order."""
-    by_uuid = {gpu.uuid: gpu for gpu in gpus if gpu.uuid}
-    left = list(hiding.in_cuda_order(gpus, machine.env))
+def _matched(visible: Sequence[Gpu], probe: Probe) -> list[tuple[Gpu, probing.DeviceProbe]]:
+    """Each probed device with its GPU: by UUID, which both sides know, else as the process numbers them."""
+    by_uuid = {gpu.uuid: gpu for gpu in visible if gpu.uuid}
+    left = list(visible)
     pairs = []
     for one in probe.devices:
         alike = [gpu for gpu in left if gpu.name == one.name]
@@ -220,8 +228,11 @@ def _matched(gpus: list[Gpu], probe: Probe, machine: Machine) -> list[tuple[Gpu,
     return pairs
 
 
-def _told(fingerprint: str, text: str) -> tuple[str, str]:
-    """The cause's id and its words; what the rules have no cause for brings its own remedy."""
+def _told(fingerprint: str, text: str, machine: Machine) -> tuple[str, str]:
+    """The cause's id and its words; what the rules have no cause for brings its own remedy.
+
+    An error's words alone do not outweigh what was seen: with a GPU listed, "no driver" is not "no GPU".
+    """
     from ambidex.device import fingerprints
 
     known = next((one for one in fingerprints.KNOWN if one.id == fingerprint), None)
@@ -229,7 +240,33 @@ def _told(fingerprint: str, text: str) -> tuple[str, str]:
         return "PROBE_FAILED", text
     if known.doctor in ("", "PROBE_FAILED"):
         return "PROBE_FAILED", f"{text}. {known.cause} Remedy: {known.fix}"
+    if not machine.gpus:
+        return known.doctor, text
+    if known.doctor == "HIDDEN_BY_ENV" and not hiding.hides(machine.gpus, machine.env, machine.os):
+        return "PROBE_FAILED", f"{text}, although no variable hides a GPU"
+    if known.doctor == "NO_GPU" and machine.container.gpu_passed is False:
+        return "CONTAINER_NO_GPU", text
+    if known.doctor == "NO_GPU":
+        return "PROBE_FAILED", f"{text}. {known.cause} Remedy: {known.fix}"
     return known.doctor, text
+
+
+def _unlisted(machine: Machine, probe: Probe | None, why: str) -> Cause | None:
+    """What kept CUDA from starting where no GPU is listed, unless it says only that there is none."""
+    if machine.gpus or probe is None or not probe.ran or not probe.cause:
+        return None
+    told, text = _told(probe.cause, probe.text, machine)
+    ids: dict[str, CauseId] = {known: known for known in EXIT_OF}
+    return None if told in ("NO_GPU", "HIDDEN_BY_ENV") else Cause(ids[told], f"{text.rstrip('.')}.", why)
+
+
+def _newer_driver(machine: Machine) -> tuple[Fix, ...]:
+    """What the build's CUDA asks of the driver; the unlisted GPU may ask for more."""
+    needed = builds.cuda_floor(builds.cuda_of(machine.build), driver_os(machine))
+    if needed is None:
+        return ()
+    why = f"{update_driver(machine, needed)}: torch {machine.build.version} needs it."
+    return (Fix(requires={"driver": needed}, why=why, build=machine.build),)
 
 
 def _hanging(answer: Diagnosis, found: Facts) -> Diagnosis:
@@ -276,11 +313,11 @@ def _on_cuda(
 ) -> Diagnosis:
     """Any GPU that works for ``cuda``; for ``cuda:N`` that one, in CUDA's numbering, or none."""
     whole = judge(machine)
-    visible = [gpu for gpu in hiding.in_cuda_order(machine.gpus, machine.env) if gpu.visible]
+    visible = hiding.numbered(machine.gpus, machine.env, machine.os)
     if device == "cuda":
         return judge(replace(machine, gpus=whole.usable)) if whole.usable else whole
     number = int(device.removeprefix("cuda:"))
-    probed = {one.device: gpu for gpu, one in _matched(visible, probe, machine)} if probe is not None else {}
+    probed = {one.device: gpu for gpu, one in _matched(visible, probe)} if probe is not None else {}
     wanted = probed.get(device) or (visible[number] if number < len(visible) else None)
     if wanted is not None:
         return judge(replace(machine, gpus=(wanted,)))

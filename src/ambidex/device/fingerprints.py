@@ -271,7 +271,7 @@ KNOWN: tuple[Fingerprint, ...] = (
     ),
     Fingerprint(
         "no_device",
-        r"no CUDA-capable device is detected|cudaErrorNoDevice|No CUDA GPUs are available|no NVIDIA GPU "
+        r"no CUDA-capable device is detected|cudaErrorNoDevice|No (?:CUDA|HIP) GPUs are available|no NVIDIA GPU "
         r"detected",
         "The driver is there and shows this process no GPU: CUDA_VISIBLE_DEVICES hides it, or the container "
         "was given none.",

@@ -81,14 +81,28 @@ def mark(gpus: Sequence[Gpu], environ: Mapping[str, str], os_name: str = "linux"
         return tuple(gpus)
     if any(isinstance(entry, str) and entry.startswith("MIG-") for entry in mask.entries):
         return _mark_slices(gpus, mask)
-    numbered = in_cuda_order(gpus, environ)
-    seen: set[int] = set()
-    for entry in mask.entries:
-        hit = _find(entry, numbered)
-        if hit is None:  # CUDA stops reading at the first entry that names no device
-            break
-        seen.add(hit.index)
+    seen = {gpu.index for gpu in _chosen(mask.entries, in_cuda_order(gpus, environ))}
     return tuple(replace(gpu, visible=gpu.index in seen) for gpu in gpus)
+
+
+def hides(gpus: Sequence[Gpu], environ: Mapping[str, str], os_name: str = "linux") -> bool:
+    """Whether the mask leaves out any of these GPUs, or may: whether a slice that it names is there is not
+    known.
+    """
+    entries = cuda_mask(environ, os_name).entries or ()
+    slices = any(str(entry).startswith("MIG-") for entry in entries)
+    everything = tuple(replace(gpu, visible=True) for gpu in gpus)
+    return slices or not all(gpu.visible for gpu in mark(everything, environ, os_name))
+
+
+def numbered(gpus: Sequence[Gpu], environ: Mapping[str, str], os_name: str = "linux") -> tuple[Gpu, ...]:
+    """The visible GPUs as the process numbers them: cuda:0 is the first that the mask names."""
+    in_order = in_cuda_order(gpus, environ)
+    visible = tuple(gpu for gpu in in_order if gpu.visible)
+    chosen = _chosen(cuda_mask(environ, os_name).entries or (), in_order)
+    # Where the mask tells nothing of whole GPUs (none is set, or it names slices), CUDA's own order stands.
+    alike = {gpu.index for gpu in chosen} == {gpu.index for gpu in visible}
+    return tuple(chosen) if alike else visible
 
 
 def in_cuda_order(gpus: Sequence[Gpu], environ: Mapping[str, str]) -> tuple[Gpu, ...]:
@@ -137,6 +151,19 @@ def _mark_slices(gpus: Sequence[Gpu], mask: Mask) -> tuple[Gpu, ...]:
         return tuple(gpus)
     parents = {entry.removeprefix("MIG-").split("/")[0] for entry in entries}
     return tuple(replace(gpu, visible=gpu.uuid in parents) for gpu in gpus)
+
+
+def _chosen(entries: Sequence[int | str], numbered: Sequence[Gpu]) -> list[Gpu]:
+    """The GPUs that the entries name, in the mask's order, of GPUs in CUDA's order."""
+    chosen: list[Gpu] = []
+    for entry in entries:
+        hit = _find(entry, numbered)
+        if hit is None:  # CUDA stops reading at the first entry that names no device
+            break
+        if hit in chosen:  # two prefixes of one UUID: as with a number given twice, torch sees none
+            return []
+        chosen.append(hit)
+    return chosen
 
 
 def _find(entry: int | str, numbered: Sequence[Gpu]) -> Gpu | None:

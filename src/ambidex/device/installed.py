@@ -32,11 +32,20 @@ _CONDA_FOLDERS = ("../..", "../../../Library/bin", "../../Library/bin")
 
 
 def find(environment: Environment) -> Path | None:
-    """The folder of the torch that this environment would import, None where there is none."""
-    for place in environment.places:
-        folder = place / "torch"
-        if is_file(folder / "__init__.py") or is_file(folder / "version.py") or is_folder(folder / "lib"):
+    """The folder of the torch that this environment would import, None where there is none.
+
+    A folder without `__init__.py`, such as an uninstall leaves behind, loses to any later package, as it does
+    in Python; where it is the only one, it is the broken torch to speak of.
+    """
+    folders = [place / "torch" for place in environment.places]
+    left_behind = None
+    for folder in folders:
+        if is_file(folder / "__init__.py"):
             return folder
+        if left_behind is None and (is_file(folder / "version.py") or is_folder(folder / "lib")):
+            left_behind = folder
+    if left_behind is not None:
+        return left_behind
     if environment.own:  # an editable install is found by an import hook alone
         try:
             spec = importlib.util.find_spec("torch")

@@ -195,10 +195,12 @@ def _fixes_for(
         return _for_an_old_driver(machine)
     if cause.id == "HIDDEN_BY_ENV":
         names = causes.hiding_variables(machine)
-        typed = (commands.unset(names, machine.os),) if names else ()
-        return (Fix(typed, why="Then torch sees the GPU again.", build=machine.build),)
+        if not names:
+            return ()
+        typed = commands.unset(names, machine.os)
+        return (Fix((typed,), why="Then torch sees the GPU again.", build=machine.build),)
     if cause.id == "CONTAINER_NO_GPU":
-        return (_pass_the_gpu(machine),)
+        return (_grant_compute(machine) if causes.lacks_compute(machine) else _pass_the_gpu(machine),)
     if cause.id == "EXTENSION_ARCH":
         return _renew_extensions(machine, extensions)
     return ()
@@ -257,6 +259,19 @@ def _pass_the_gpu(machine: Machine) -> Fix:
     )
     typed, why = ways.get(machine.container.kind, otherwise)
     return Fix((typed,) if typed else (), why=why, build=machine.build)
+
+
+def _grant_compute(machine: Machine) -> Fix:
+    """For the containers that take the driver's capabilities from this variable; others pass the whole GPU."""
+    setting = "NVIDIA_DRIVER_CAPABILITIES=compute,utility"
+    if machine.container.kind == "docker":
+        typed = (f"docker run --gpus all -e {setting} ...",)
+        why = f"Start the container with the driver's compute capability; in compose: environment: {setting}."
+        return Fix(typed, why=why, build=machine.build)
+    if machine.container.kind == "kubernetes":
+        why = f"Set {setting} in the container's env and start it again."
+        return Fix((), why=why, build=machine.build)
+    return _pass_the_gpu(machine)
 
 
 def _renew_extensions(machine: Machine, extensions: Sequence[Extension]) -> tuple[Fix, ...]:

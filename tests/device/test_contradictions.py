@@ -1,0 +1,141 @@
+"""What an error says, what the environment says and what was seen are weighed against each other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from built_machines import RTX_3090, RTX_5060, a_build, cpu_build, probed, some_facts
+
+from ambidex.device import container, fingerprints
+from ambidex.device.doctor import diagnose
+from ambidex.device.machine import Container, Driver, Gpu
+from ambidex.device.probe import DeviceProbe, Probe
+
+CU128 = a_build("2.11.0+cu128", "12.8", "sm_75 sm_80 sm_86 sm_90 sm_100 sm_120")
+CU121 = a_build()  # no code for the RTX 5060
+NO_DRIVER = probed(cause="no_driver", text='CUDA could not start: "Found no NVIDIA driver on your system."')
+NO_DEVICE = probed(cause="no_device", text='CUDA could not start: "No CUDA GPUs are available"')
+
+
+def ran(gpu: Gpu, number: int = 0) -> DeviceProbe:
+    return DeviceProbe(f"cuda:{number}", True, gpu.name, gpu.uuid, gpu.cc)
+
+
+def without_libcuda(root: Path, kind: str = ".dockerenv") -> Container:
+    """A container as NVIDIA_DRIVER_CAPABILITIES=utility leaves it."""
+    for name in (kind, "dev/nvidiactl"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("")
+    return container.look(root, {"NVIDIA_DRIVER_CAPABILITIES": "utility"})
+
+
+@pytest.mark.parametrize("probe", [None, NO_DRIVER], ids=["theory", "probe"])
+@pytest.mark.parametrize("device", ["auto", "cuda", "cuda:0"])
+def test_a_container_that_lists_its_gpu_and_has_no_libcuda_ends_in_22(
+    tmp_path: Path, probe: Probe | None, device: str
+) -> None:
+    found = some_facts(CU128, [RTX_5060], container=without_libcuda(tmp_path))
+    answer = diagnose(found, probe=probe, device=device)
+    assert (answer.cause.id, answer.exit_code, answer.verdict) == ("CONTAINER_NO_GPU", 22, "none")
+    assert RTX_5060.name in answer.cause.text
+    assert "NVIDIA_DRIVER_CAPABILITIES=compute,utility" in answer.fixes[0].commands[0]
+    assert not [cause for cause in answer.also if cause.id == "NO_GPU"]
+
+
+def test_the_way_out_is_the_container_kinds_own(tmp_path: Path) -> None:
+    podman = some_facts(CU128, [RTX_5060], container=without_libcuda(tmp_path, "run/.containerenv"))
+    assert "nvidia.com/gpu=all" in diagnose(podman).fixes[0].commands[0]
+    pod = Container("kubernetes", False, without_libcuda(tmp_path).detail)
+    (fix,) = diagnose(some_facts(CU128, [RTX_5060], container=pod)).fixes
+    assert not fix.commands
+    assert "NVIDIA_DRIVER_CAPABILITIES=compute,utility" in fix.why
+
+
+def test_a_kernel_that_ran_refutes_a_libcuda_that_was_not_found(tmp_path: Path) -> None:
+    found = some_facts(CU128, [RTX_5060], container=without_libcuda(tmp_path))
+    assert diagnose(found, probe=probed(ran(RTX_5060))).exit_code == 0
+
+
+def test_a_cpu_build_needs_no_libcuda(tmp_path: Path) -> None:
+    found = some_facts(cpu_build(), [RTX_5060], container=without_libcuda(tmp_path))
+    assert diagnose(found).cause.id == "CPU_BUILD"
+
+
+def test_no_error_text_turns_a_listed_gpu_into_none() -> None:
+    for cause in ("no_driver", "libcuda_missing", "no_device"):
+        answer = diagnose(some_facts(CU128, [RTX_5060]), probe=probed(cause=cause, text="words"))
+        assert (answer.cause.id, answer.exit_code) == ("PROBE_FAILED", 30)
+
+
+@pytest.mark.parametrize(
+    ("cause", "known", "code"),
+    [
+        ("driver_mismatch", "PROBE_FAILED", 30),
+        ("not_initialized", "PROBE_FAILED", 30),
+        ("forward_compat", "PROBE_FAILED", 30),
+        ("unknown_999", "PROBE_FAILED", 30),
+        ("crashed", "PROBE_FAILED", 30),
+        ("driver_old", "DRIVER_OLD", 21),
+        ("no_driver", "NO_GPU", 0),
+        ("no_device", "NO_GPU", 0),
+    ],
+)
+def test_why_cuda_did_not_start_is_told_where_no_gpu_is_listed_too(cause: str, known: str, code: int) -> None:
+    found = some_facts(CU128, driver=Driver("470.57"), nvidia=True)
+    answer = diagnose(found, probe=probed(cause=cause, text="what CUDA said"))
+    assert (answer.cause.id, answer.exit_code) == (known, code)
+    if code:
+        assert "what CUDA said" in answer.cause.text
+    if cause in ("driver_mismatch", "not_initialized", "forward_compat", "unknown_999"):
+        assert "Remedy: " in answer.cause.text
+    if cause == "driver_old":
+        assert answer.fixes[0].requires["driver"]
+
+
+@pytest.mark.parametrize(
+    "env",
+    [
+        {},
+        {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"},
+        {"NVIDIA_VISIBLE_DEVICES": "all"},
+        {"CUDA_VISIBLE_DEVICES": "0"},
+    ],
+)
+def test_a_variable_that_hides_nothing_is_not_blamed(env: dict[str, str]) -> None:
+    answer = diagnose(some_facts(CU128, [RTX_5060], env=env), probe=NO_DEVICE)
+    assert (answer.cause.id, answer.exit_code, answer.fixes) == ("PROBE_FAILED", 30, ())
+
+
+@pytest.mark.parametrize("value", ["1", "MIG-aaaa"])
+def test_a_mask_that_may_hide_is_blamed_and_unset(value: str) -> None:
+    env = {"CUDA_VISIBLE_DEVICES": value, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    answer = diagnose(some_facts(CU128, [RTX_5060], env=env), probe=NO_DEVICE)
+    assert answer.cause.id == "HIDDEN_BY_ENV"
+    assert answer.fixes[0].commands == ("unset CUDA_VISIBLE_DEVICES",)
+
+
+def test_no_fix_is_a_fix_without_anything_to_do() -> None:
+    gone = Gpu(RTX_5060.name, RTX_5060.cc, visible=False)
+    answer = diagnose(some_facts(CU128, [gone]))
+    assert answer.cause.id == "HIDDEN_BY_ENV"
+    assert answer.fixes == ()
+
+
+@pytest.mark.parametrize("mask", ["1,0", "GPU-bbbb,GPU-aaaa"])
+def test_a_gpus_number_is_its_place_in_the_mask(mask: str) -> None:
+    env = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": mask}
+    found = some_facts(CU121, [RTX_5060, RTX_3090], env=env)
+    assert [diagnose(found, device=f"cuda:{number}").exit_code for number in (0, 1)] == [0, 20]
+
+
+def test_a_probed_device_without_uuid_is_the_gpu_at_its_place_in_the_mask() -> None:
+    alike = [Gpu("RTX 3090", (8, 6), index) for index in (0, 1)]
+    env = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "1,0"}
+    died = DeviceProbe("cuda:1", False, "RTX 3090", cause="timeout", text="did not end")
+    answer = diagnose(some_facts(CU128, alike, env=env), probe=probed(ran(alike[1]), died))
+    assert {one.gpu.index: one.ran for one in answer.gpus} == {0: False, 1: True}
+
+
+def test_a_rocm_build_without_its_gpu_says_no_more_than_that() -> None:
+    assert fingerprints.cause_of("RuntimeError: No HIP GPUs are available") == "no_device"
