@@ -49,6 +49,7 @@ def main(arguments: Sequence[str]) -> int:
             stream, io.TextIOWrapper
         ):  # a file name, or a sample, may hold what this terminal cannot show
             stream.reconfigure(errors="backslashreplace")
+    code = int(Exit.DONE)
     try:
         code = run(list(arguments))
         if sys.stdout is not None:
@@ -70,7 +71,7 @@ def main(arguments: Sequence[str]) -> int:
         return Exit.INTERRUPTED
     except BrokenPipeError:  # whoever read it, such as `head`, has enough
         _to_nobody(sys.stdout)
-        return Exit.DONE
+        return code
     except OSError as error:
         if error.filename is not None and error.errno in (*FULL, *REFUSED):
             complain(str(Problems(Problem("The disk did not do what was asked of it.", found=str(error)))))

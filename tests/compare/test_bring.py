@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -243,3 +244,50 @@ def test_a_loop_that_took_no_step_is_not_the_same_as_one_that_did(tmp_path: Path
     with ambidex.trace(model, torch.optim.SGD(model.parameters(), lr=0.01), tmp_path / "none"):
         pass
     assert compare([tmp_path / "run", tmp_path / "none"])[0].same is None
+
+
+# In a process of its own: what it guards against ends the process.
+WRITES_TWICE = """
+import sys, torch, ambidex
+from torch import nn
+
+class Twice(nn.Module):
+    def forward(self, x):
+        x.mul_(2)
+        x[:, 0] = 0
+        return x
+
+model = nn.Sequential(nn.Linear(3, 4), Twice(), nn.Linear(4, 2))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+with ambidex.trace(model, optimizer, sys.argv[1]):
+    for _ in range(2):
+        model(torch.ones(2, 3)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+"""
+
+
+def test_a_module_that_writes_twice_into_what_it_was_given_is_traced(tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", WRITES_TWICE, str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    leg = next(iter(tracefile.read(tmp_path / "run" / "trace.safetensors").legs.values()))
+    assert {key.name for key in leg.keys if key.kind == "gradient"} >= {"0.weight", "2.weight"}
+
+
+def test_a_loss_that_is_no_number_is_no_other_count_of_micro_batches(tmp_path: Path) -> None:
+    for name, times in (("a", 1.0), ("b", float("nan"))):
+        for leg in range(3):
+            model = straight()
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+            with ambidex.trace(model, optimizer, tmp_path / name, leg=leg):
+                for step in range(3):
+                    loss = model(torch.full((4, 3), 0.5 + step)).square().mean()
+                    (loss * (times if step == 1 else 1.0)).backward()
+                    optimizer.step()
+                    optimizer.zero_grad()
+    verdict = compare([tmp_path / "a", tmp_path / "b"])[0]
+    assert verdict.same is False
+    assert verdict.first is not None
+    assert verdict.first.step == 1
+    assert verdict.first.stage != "accumulation"

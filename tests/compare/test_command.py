@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
-from test_page import written
+from test_page import FAULTY, written
 
 from ambidex import cli
 from ambidex.compare.command import newest
@@ -52,3 +55,36 @@ def test_a_run_beside_itself_is_the_same_and_the_report_says_that_it_is_one_fold
     (pair,) = json.loads(capsys.readouterr().out)["pairs"]
     assert pair["same"] is True
     assert pair["notes"] == ["the reference and the run are one folder"]
+
+
+def test_a_name_that_is_too_long_is_a_sentence(tmp_path: Path, capsys) -> None:
+    run = str(written(tmp_path / "run"))
+    for words in ([run, "n" * 300], ["n" * 300, run]):
+        assert cli.main(["compare", *words]) == 3
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_trace_that_is_a_link_to_nothing_is_not_no_trace(tmp_path: Path, capsys) -> None:
+    run = written(tmp_path / "run")
+    copy = shutil.copytree(run, tmp_path / "copy")
+    (copy / "trace.safetensors").unlink(missing_ok=True)
+    (copy / "trace.safetensors").symlink_to("nowhere")
+    assert cli.main(["compare", str(run), str(copy)]) == 3
+    assert "The trace cannot be read" in capsys.readouterr().err
+
+
+def test_legs_fewer_than_none_are_refused(tmp_path: Path, capsys) -> None:
+    run = str(written(tmp_path / "run"))
+    assert cli.main(["compare", run, run, "--measure-again", "-3"]) == 2
+    assert "wanted: 0 or more" in capsys.readouterr().err
+
+
+def test_a_reader_who_has_enough_does_not_make_different_the_same(tmp_path: Path) -> None:
+    run, other = written(tmp_path / "run"), written(tmp_path / "other", changed=FAULTY)
+    command = [sys.executable, "-m", "ambidex", "compare", str(run), str(other)]
+    told = subprocess.run(command, capture_output=True, check=False).returncode
+    reading, writing = os.pipe()
+    os.close(reading)
+    assert told == 1
+    assert subprocess.run(command, stdout=writing, stderr=subprocess.DEVNULL, check=False).returncode == told
+    os.close(writing)

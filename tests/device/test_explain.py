@@ -232,3 +232,28 @@ def test_nothing_in_a_paste_commands_the_terminal(text: str, warning: str) -> No
         "GPU0 ", f"GPU0 {text}\x1b[31m"
     )
     assert str(explain(pasted)).replace("\n", "").isprintable()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["exit with error\n804 files written\n", "failed to load the next shard in\nlibcuda notes follow\n"],
+)
+def test_words_that_only_the_end_of_a_line_brings_together_are_no_finding(text: str) -> None:
+    assert explain(text).cause == explain(text.replace("\n", "\n\nand then\n")).cause
+
+
+def test_what_is_typed_on_windows_stands_on_lines_of_its_own() -> None:
+    found = explain(
+        r"C:\Users\me\torch\cuda\__init__.py: UserWarning: NVIDIA GeForce RTX 5060 with CUDA capability sm_120 is not "
+        "compatible with the current PyTorch installation. The current PyTorch install supports CUDA capabilities sm_50 sm_60 sm_61."
+    )
+    assert any(fix.startswith("$ ") for fix in found.fix)
+    assert "&&" not in "".join(found.fix)
+
+
+def test_a_name_does_not_begin_before_the_sentence_that_tells_it() -> None:
+    found = explain(
+        "Found 2 CUDA devices.\nUserWarning: Found GPU0 NVIDIA GeForce RTX 5060 which is of cuda capability 12.0.\n"
+        "Minimum and Maximum cuda capability supported by this version of PyTorch is (5.0) - (9.0)\n"
+    )
+    assert "2 CUDA devices" not in found.text

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -56,11 +58,15 @@ def run(options: argparse.Namespace, measure_again: Callable[[Path, int], None])
                 Problem("Two runs are needed to compare.", found=f"{len(paths)} of {len(paths) + len(missing)}",
                         wanted="at least two folders that hold a run", fix="ambidex train --trace --out FOLDER")
             )  # fmt: skip
+    if options.measure_again < 0:
+        raise Problems(Problem("--measure-again has a value that it cannot have.", found=str(options.measure_again),
+                               wanted="0 or more"))  # fmt: skip
     if options.measure_again > 0:
         for path in paths[:-1]:
             measure_again(path, options.measure_again)
     verdicts = compare(paths)
-    print(report.as_json(verdicts) if options.json else report.text(verdicts), flush=True)
+    with suppress(BrokenPipeError):  # whoever read it has enough; the exit code is the verdict all the same
+        print(report.as_json(verdicts) if options.json else report.text(verdicts), flush=True)
     if options.html is not None:
         from ambidex.compare.page import page
         from ambidex.page.markup import write
@@ -72,7 +78,7 @@ def run(options: argparse.Namespace, measure_again: Callable[[Path, int], None])
 
 def newest(path: Path) -> Path:
     """The run itself, or the newest run in a folder of runs, such as the one that AMBIDEX_RUNS names."""
-    if folder.holds_run(path) or not path.is_dir():
+    if folder.holds_run(path) or not os.path.isdir(path):  # noqa: PTH112  no error for a name that is too long
         return path
     try:
         runs = [

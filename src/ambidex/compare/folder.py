@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import os
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -43,7 +44,7 @@ class Folder:
 
 
 def holds_run(path: Path) -> bool:
-    return (path / CARD).is_file()
+    return os.path.isfile(path / CARD)  # noqa: PTH113  no error for a name that is too long
 
 
 def read(path: Path) -> Folder:
@@ -51,7 +52,10 @@ def read(path: Path) -> Folder:
     card = read_card(path)
     file = path / tracefile.TRACE
     return Folder(
-        path, card, read_metrics(path / "metrics.csv"), tracefile.read(file) if file.exists() else None
+        path,
+        card,
+        read_metrics(path / "metrics.csv"),
+        tracefile.read(file) if os.path.lexists(file) else None,
     )
 
 

@@ -51,6 +51,7 @@ class Recorder:
         self._sketches: dict[tuple[str, str], Sketch] = {}
         self._seen: dict[tuple[str, str], int] = {}  # elements of this step so far, by kind and module
         self._made: dict[tuple[int, int], tuple[str, Tensor, int]] = {}  # this forward's outputs, kept alive
+        self._handed: dict[int, Tensor] = {}  # views that readers were given in this forward
         self._calls: dict[tuple[str, str], int] = {}  # tensors of this forward so far, by kind and module
         self._same: dict[str, str] = {}  # modules that pass on, untouched, what one inside them put out
         self._evaluates = False  # the present forward
@@ -116,7 +117,7 @@ class Recorder:
             second = moments.get(f"exp_avg_sq.{name}")
             if second is not None:
                 self._split_update(name, update, second)
-        self.recording, self._before, self._made = False, {}, {}
+        self.recording, self._before, self._made, self._handed = False, {}, {}, {}
 
     def end(self) -> None:
         """Nothing more comes: a step that was begun and not finished is dropped."""
@@ -200,6 +201,7 @@ class Recorder:
         if self._evaluates:
             return
         self._made.clear()
+        self._handed.clear()
         self._calls.clear()
         tokens = arguments[0] if arguments else None
         if isinstance(tokens, Tensor):
@@ -233,6 +235,7 @@ class Recorder:
         start = self._place("own", one, values)
         view = values.view_as(values)
         view.register_hook(lambda found: self._account_gradient("own_gradient", one, found, start))  # type: ignore[no-untyped-call]
+        self._handed[id(view)] = view
         return view
 
     def _leaves(self, name: str) -> Callable[..., None]:
@@ -293,10 +296,15 @@ class Recorder:
     def _see(self, kind: str, name: str, values: Tensor) -> None:
         start = self._place(kind, name, values)
         self.account(kind, name, values, start)
-        if values.requires_grad:
+        if values.requires_grad and not self._written_over(values):
             values.register_hook(  # type: ignore[no-untyped-call]
                 lambda found: self._account_gradient(f"{kind}_gradient", name, found, start)
             )
+
+    def _written_over(self, values: Tensor) -> bool:
+        """Whether a hook more would end the process: on a view of ours, which has one, written to whole and in part since
+        (torch 2.13: a segmentation fault in `register_hook`; to be removed where a torch raises or hooks)."""
+        return id(values) in self._handed and version(values) >= 2
 
     def _account_gradient(self, kind: str, name: str, found: Tensor | None, start: int) -> None:
         if found is not None and name not in self.replaced:  # None: one of several products, unused

@@ -17,6 +17,11 @@ from ambidex.device.machine import Gpu, Machine
 _BUILD_TOOLS = "setuptools wheel packaging ninja psutil"
 
 
+def in_a_terminal(commands: Sequence[str], os: str) -> str:
+    """As they are typed, one after the other. On Windows each on its own line: Windows PowerShell 5.1 knows no `&&`."""
+    return "$ " + ("\n$ " if os == "windows" else " && ").join(commands) if commands else ""
+
+
 def reinstall(machine: Machine, requirement: str, index: str) -> tuple[str, ...]:
     """Commands that put `requirement` ("torch==2.11.0+cu128") and the companions in place of what is there.
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from ambidex.device import fingerprints, rules
+from ambidex.device.commands import in_a_terminal
 from ambidex.device.covers import is_integrated
 from ambidex.device.diagnosis import Diagnosis
 from ambidex.device.facts import this_machine
@@ -21,12 +22,13 @@ from ambidex.device.machine import Arch, Build, Driver, Gpu, Machine
 from ambidex.errors import Problems
 
 _UNNAMED = "?"
+WRAPPED = "not_compatible"  # the warning whose lines torch breaks
 UNKNOWN = 30  # exit code where nothing was recognised
 _ENTRY = r"(?:sm|compute)_\d{2,3}[af]?"
 _LIST = re.compile(rf"{_ENTRY}(?:['\",\s]{{1,6}}{_ENTRY})*")
 # torch's three warnings: by capability with the ends of the list (to 2.10) or with all of it (from 2.11), and by list.
 _FOUND = re.compile(
-    r"\bFound (?:GPU\d+ )?(?P<name>[^\"']{1,80}?) which is of (?:cuda|compute) capability (?:\(CC\) )?"
+    r"\bFound (?:GPU\d+ )?(?P<name>(?:(?!\bFound )[^\"']){1,80}?) which is of (?:cuda|compute) capability (?:\(CC\) )?"
     r"(?P<major>\d{1,2})\.(?P<minor>\d)\b",
     re.IGNORECASE,
 )
@@ -150,7 +152,7 @@ def explain(text: str) -> Explained:
     if not hits:
         return Explained(text=_nothing(text, facts), seen=facts.words(), betrays=betrays)
     first, match = hits[0]
-    fix = (first.fix, *_commands(judged))
+    fix = (first.fix, *_commands(judged, facts.os))
     return Explained(
         cause=first.id,
         text=_filled(first.cause, first, match),
@@ -175,8 +177,13 @@ def _without_prefix(line: str) -> str:
 
 
 def _hits(text: str, running: str) -> list[tuple[fingerprints.Fingerprint, re.Match[str]]]:
-    """What is known in the text as it stands, or only where its lines are joined; the root first."""
-    found = {known.id: (known, match) for known, match in fingerprints.matches(running)}
+    """What is known in the text as it stands, or where its lines are joined; the root first.
+
+    Across lines only what torch itself breaks: other words that come to stand side by side are no finding.
+    """
+    found = {
+        known.id: (known, match) for known, match in fingerprints.matches(running) if known.id == WRAPPED
+    }
     found |= {known.id: (known, match) for known, match in fingerprints.matches(text)}
     return [found[known.id] for known in fingerprints.KNOWN if known.id in found]
 
@@ -359,18 +366,24 @@ def _by_rules(
     if facts.version is None:  # the CUDA it was built with is not known either
         text = text.replace(f". torch {_UNNAMED}", ". This torch")
         why = why.split("; ", 1)[-1]
-    if not facts.listed:  # in capabilities a warning does not tell of PTX
+    if facts.archs and not facts.listed:  # in capabilities a warning does not tell of PTX
         text = text.replace(" and no PTX", "")
     return Explained(
-        ids[0] if ids else judged.cause.id, text, why, _commands(judged), facts.words(), also, betrays
+        ids[0] if ids else judged.cause.id,
+        text,
+        why,
+        _commands(judged, facts.os),
+        facts.words(),
+        also,
+        betrays,
     )
 
 
-def _commands(judged: Diagnosis | None) -> tuple[str, ...]:
+def _commands(judged: Diagnosis | None, os: str) -> tuple[str, ...]:
     if judged is None or judged.cause.id == "OK":
         return ()
-    typed = ((" && ".join(fix.commands), fix.why) for fix in judged.fixes[:2])
-    return tuple(f"$ {command}\n{why}" if command else why for command, why in typed if command or why)
+    typed = ((in_a_terminal(fix.commands, os), fix.why) for fix in judged.fixes[:2])
+    return tuple(f"{command}\n{why}" if command else why for command, why in typed if command or why)
 
 
 def _filled(sentence: str, known: fingerprints.Fingerprint, match: re.Match[str]) -> str:

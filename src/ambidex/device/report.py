@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from ambidex.device import builds, cpu
+from ambidex.device.commands import in_a_terminal
 from ambidex.device.covers import listed, made_for, sm
 from ambidex.device.diagnosis import Cause, Diagnosis, Fix, GpuVerdict
 from ambidex.device.facts import Facts
@@ -237,13 +238,10 @@ def _private(facts: Facts) -> Iterator[str]:
 
 
 def _fix(fix: Fix, os: str) -> str:
-    """The command on a line of its own, and why; what has to be done by hand before it stands before it.
-
-    On Windows each has its own line, since Windows PowerShell 5.1 knows no `&&`.
-    """
+    """The command on a line of its own, and why; what has to be done by hand before it stands before it."""
     if not fix.commands:
         return fix.why
-    typed = "$ " + ("\n$ " if os == "windows" else " && ").join(fix.commands)
+    typed = in_a_terminal(fix.commands, os)
     return f"{fix.why}\n{typed}" if "driver" in fix.requires else f"{typed}\n{fix.why}"
 
 

@@ -287,7 +287,11 @@ def _renew_extensions(machine: Machine, extensions: Sequence[Extension]) -> tupl
             beside.append(extension.name)
         elif lacking:
             name, settings = extension.name, commands.build_settings(extension.name, lacking)
-            source = f"build it from source with {settings}" if settings else "its source makes none either"
+            source = (
+                f"build it from source with {settings} exported before"
+                if settings
+                else "its source makes none either"
+            )
             why = f"A newer {name} may carry the code; if it does not, {source}."
             found.append(Fix(commands.renew(machine, name), (name,), why=why, build=machine.build))
     return (*([_renew_companions(machine, beside)] if beside else []), *found)
@@ -300,7 +304,7 @@ def _renew_companions(machine: Machine, lacking: Sequence[str]) -> Fix:
     row = builds.find(version, machine.os, machine.machine)
     same = row is not None and builds.cuda_of(machine.build) == row.cuda
     if row is None or not same or not all(_serves(row, gpu, machine) for gpu in considered(machine)):
-        why = f"{made}: install them anew together with torch {version}, from where that came from."
+        why = f"{made}: install {names} anew together with torch {version}, from where that came from."
         return Fix(why=why, build=machine.build)
     requirement = f"torch=={row.version}"
     return Fix(
