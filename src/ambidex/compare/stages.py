@@ -97,9 +97,8 @@ def _loss(view: View, step: int) -> Finding | None:
     tolerance = view.limit * max(LEAST, float(view.floor[dirty[-1]]))
     times = max(abs(float(scale[0])), 1 / max(abs(float(scale[0])), LEAST))  # twice, or half
     whole = round(times)
-    counted = (
-        abs(float(scale[0])) > LEAST
-    )  # 0 times the reference's: what was not finite was left out of the sums
+    # 0 times the reference's is no count: what is not finite was left out of the sums.
+    counted = abs(float(scale[0])) > LEAST
     if counted and rest[0] <= tolerance and whole >= 2 and abs(times - whole) <= whole * tolerance:
         words = f"The forward is clean, and every gradient is {scale[0]:.7g} times the reference's."
         return finding_of(view, number, "accumulation", "loss", words)
