@@ -393,3 +393,12 @@ def test_no_driver_is_promised_that_compiles_ptx_of_a_cuda_newer_than_the_table(
     build = Build("2.17.0a0+git", "13.9", archs=(Arch("compute", 9, 0),), source="scanned")
     machine = Machine(build=build, gpus=(GPUS["RTX 5060"],), driver=Driver("575.51.03"))
     assert all(fix.build != build for fix in rules.judge(machine).fixes)
+
+
+@pytest.mark.parametrize("archs", [(Arch("compute", 9, 0),), (Arch("sm", 8, 0), Arch("compute", 9, 0))])
+def test_the_cause_names_the_driver_that_the_fix_asks_for(archs: tuple[Arch, ...]) -> None:
+    build = Build("2.8.0a0+git", "12.9", archs=archs, source="scanned")
+    found = rules.judge(Machine(build=build, gpus=(GPUS["RTX 5060"],), driver=Driver("560.28.03")))
+    assert found.cause.id == "DRIVER_OLD"
+    needed = next(fix.requires["driver"] for fix in found.fixes if fix.build == build)
+    assert f"needs {needed} or newer" in found.cause.text

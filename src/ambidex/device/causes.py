@@ -21,7 +21,7 @@ from ambidex.device.covers import (
     verdict,
 )
 from ambidex.device.diagnosis import Cause, Verdict
-from ambidex.device.fixes import can_start, driver_os, present
+from ambidex.device.fixes import can_start, driver_floor, driver_os, present
 from ambidex.device.machine import Extension, Gpu, Machine
 from ambidex.device.naming import are, are_present, named, numbered
 from ambidex.device.version import TorchVersion, at_least, dotted, numbers, pair
@@ -137,10 +137,13 @@ def driver_old(machine: Machine) -> Cause | None:
     old = [gpu for gpu in considered(machine) if not driver_allows(machine.driver, machine.build, gpu, host)]
     if not old:
         return None
-    needed = max((floor(machine.build, gpu, host) or "" for gpu in old), key=numbers)
+    oldest = max((floor(machine.build, gpu, host) or "" for gpu in old), key=numbers)
+    needed = driver_floor(machine, machine.build, old) or oldest  # as the fix has it
     cuda = builds.cuda_of(machine.build)
     by_cuda = cuda and builds.cuda_floor(cuda, host) == needed
     who = f"torch {machine.build.version}, which is CUDA {cuda}," if by_cuda else named(old)
+    if needed != oldest:
+        who = f"{named(old)}, for which this build has PTX alone,"
     text = f"{present(machine).capitalize()} is too old: {who} needs {needed} or newer."
     return Cause("DRIVER_OLD", text, _why_driver(machine, old, by_cuda=bool(by_cuda)))
 

@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     supposed.add_argument("--gpu", metavar="NAME", help='"RTX 5060", sm_120 or 12.0; several with commas')
     supposed.add_argument("--driver", metavar="VERSION", help="576.02")
     supposed.add_argument("--python", metavar="VERSION", help="3.11")
-    supposed.add_argument("--os", metavar="NAME", help="linux or windows")
+    supposed.add_argument("--os", metavar="NAME", help="linux, windows or wsl")
     supposed.add_argument("--machine", metavar="NAME", help="x86_64 or aarch64")
 
 

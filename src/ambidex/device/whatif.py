@@ -220,7 +220,10 @@ def _os(text: str) -> str:
         return _OS[word]
     raise Problems(
         Problem(
-            f"--os {text!r} is not known.", _read_as(text), "linux or windows", did_you_mean(word, list(_OS))
+            f"--os {text!r} is not known.",
+            _read_as(text),
+            "linux, windows or wsl",
+            did_you_mean(word, list(_OS)),
         )
     )
 
