@@ -84,8 +84,24 @@ def at(where: str | Path, *, put: Callable[..., Answer] = ask, seconds: float = 
 
 def installer_of(environment: Environment, torch: Path | None, environ: Mapping[str, str]) -> str:
     """pip, uv, poetry or conda: what put torch there says its INSTALLER file; without torch, what the place
-    looks like. A folder that has no Python of its own is pip's `target`.
+    looks like. A folder that has no Python of its own is pip's `target`, a Python into which pip may not install is
+    the `system`'s, and a virtual environment without pip is `bare`.
     """
+    found = _installer_of(environment, torch, environ)
+    if found in ("pip", "uv") and _is_the_systems(environment):
+        return "system"
+    bare = found == "pip" and _pyvenv(environment.prefix) and not _holds(environment.places, "pip")
+    return "bare" if bare else found
+
+
+def _is_the_systems(environment: Environment) -> bool:
+    """Whether the system keeps this Python to itself (PEP 668): there, pip refuses to install and to uninstall."""
+    folders = (f"lib/python{environment.python}", f"lib64/python{environment.python}", "Lib")
+    marked = any(is_file(environment.prefix / folder / "EXTERNALLY-MANAGED") for folder in folders)
+    return marked and not _pyvenv(environment.prefix)
+
+
+def _installer_of(environment: Environment, torch: Path | None, environ: Mapping[str, str]) -> str:
     if environment.places == (environment.prefix,) and not environment.program:
         return "target"
     wrote = _installer_file(torch)

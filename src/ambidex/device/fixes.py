@@ -175,6 +175,8 @@ def _fix(machine: Machine, release: Release, requires: dict[str, str], why: str,
         else commands.reinstall(machine, requirement, release.index)
     )
     build = release.build(python or machine.python)
+    if machine.installer == "system" and not python:
+        why += " The system's Python takes no packages from pip (PEP 668), so torch goes into an environment of its own."
     return Fix(typed, (requirement, *machine.companions), requires, why, build)
 
 

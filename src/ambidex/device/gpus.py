@@ -195,6 +195,7 @@ def _words(name: str) -> tuple[str, ...]:
     text = re.sub(r"\bmax[- ]?q\b|\bnot for resale\b", " ", text)
     text = re.sub(r"\bmig\b.*|-\d+[qcba]\b", " ", text)  # a slice, or a virtual machine's share
     text = re.sub(r"\b(rtx|gtx|gt|titan|quadro|geforce|nvidia|tesla)(?=\w*\d)", r"\1 ", text)
+    text = re.sub(r"(\d|ti|super)(laptop|mobile|notebook)\b", r"\1 \2", text)
     text = re.sub(r"\b(\d{3,4})(ti|super|d)(super)?\b", r"\1 \2 \3", text)
     words = re.findall(r"[^\W_]+", text)
     return tuple(word for word in words if word not in _NOISE and not _SIZE.fullmatch(word))

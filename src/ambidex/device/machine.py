@@ -104,7 +104,8 @@ class Machine:
     container: Container = field(default_factory=Container)
     cpu: Cpu = field(default_factory=Cpu)
     env: dict[str, str] = field(default_factory=dict)  # only the variables that hide or change devices
-    installer: str = "pip"  # pip, uv, poetry, conda, or target: a folder of packages without a Python
+    # pip, uv, poetry, conda; target: a folder without a Python; system: pip may not install there; bare: a venv without pip
+    installer: str = "pip"
     executable: str = "python"
     companions: tuple[str, ...] = ()  # torchvision, torchaudio where installed
 

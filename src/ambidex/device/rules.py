@@ -253,6 +253,10 @@ def _pass_the_gpu(machine: Machine) -> Fix:
             "Update WSL and the NVIDIA driver in Windows; install no Linux driver inside.",
         ),
     }
+    ways["apptainer"] = (
+        "apptainer exec --nv ...",
+        "Start the container with --nv (singularity has the same flag). The host needs its driver.",
+    )
     otherwise = (
         "",
         "Ask for the GPU where the container is started; in Kubernetes: resources.limits nvidia.com/gpu: 1.",
@@ -286,12 +290,9 @@ def _renew_extensions(machine: Machine, extensions: Sequence[Extension]) -> tupl
         if lacking and extension.name in machine.companions:
             beside.append(extension.name)
         elif lacking:
-            name, settings = extension.name, commands.build_settings(extension.name, lacking)
-            source = (
-                f"build it from source with {settings} exported before"
-                if settings
-                else "its source makes none either"
-            )
+            name = extension.name
+            settings = commands.build_settings(name, lacking, machine.os)
+            source = f"build it from source after {settings}" if settings else "its source makes none either"
             why = f"A newer {name} may carry the code; if it does not, {source}."
             found.append(Fix(commands.renew(machine, name), (name,), why=why, build=machine.build))
     return (*([_renew_companions(machine, beside)] if beside else []), *found)
@@ -304,7 +305,7 @@ def _renew_companions(machine: Machine, lacking: Sequence[str]) -> Fix:
     row = builds.find(version, machine.os, machine.machine)
     same = row is not None and builds.cuda_of(machine.build) == row.cuda
     if row is None or not same or not all(_serves(row, gpu, machine) for gpu in considered(machine)):
-        why = f"{made}: install {names} anew together with torch {version}, from where that came from."
+        why = f"{made}: install {names} anew together with torch {version}, from the index or channel that has it."
         return Fix(why=why, build=machine.build)
     requirement = f"torch=={row.version}"
     return Fix(
