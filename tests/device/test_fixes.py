@@ -471,3 +471,38 @@ def test_an_apptainer_container_is_started_with_its_own_switch() -> None:
     found = rules.judge(Machine(build=build, container=container))
     assert found.cause.id == "CONTAINER_NO_GPU"
     assert found.fixes[0].commands == ("apptainer exec --nv ...",)
+
+
+NO_TORCH = Machine(build=Build(missing="none"))
+
+
+@pytest.mark.parametrize(
+    ("os", "machine", "python", "typed"),
+    [
+        ("macos", "x86_64", "3.11", 'python -m pip install "torch==2.2.2"'),
+        (
+            "macos",
+            "x86_64",
+            "3.13",
+            'python3.12 -m venv .venv-torch && .venv-torch/bin/python -m pip install "torch==2.2.2"',
+        ),
+        ("macos", "aarch64", "3.13", 'python -m pip install "torch==2.15.0"'),
+        ("linux", "aarch64", "3.10", 'python -m pip install "torch==2.14.1"'),
+        ("linux", "riscv64", "3.11", ""),
+        ("windows", "aarch64", "3.11", ""),
+    ],
+)
+def test_for_the_cpu_no_wheel_is_named_that_pypi_does_not_have(
+    os: str, machine: str, python: str, typed: str
+) -> None:
+    (fix,) = rules.judge(replace(NO_TORCH, os=os, machine=machine, python=python)).fixes
+    assert " && ".join(fix.commands) == typed
+    assert fix.why
+
+
+@pytest.mark.parametrize("python", ["3.7", "3.16"])
+def test_a_python_without_any_torch_is_told_which_one_to_take_even_for_the_cpu(python: str) -> None:
+    (fix,) = rules.judge(replace(NO_TORCH, python=python)).fixes
+    assert fix.requires == {"python": "3.14"}
+    assert fix.commands[0] == "python3.14 -m venv .venv-torch"
+    assert "+cpu" in fix.commands[1]

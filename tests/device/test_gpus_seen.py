@@ -342,3 +342,13 @@ def test_nothing_that_nvml_or_nvidia_smi_says_commands_the_terminal(said: str) -
     assert all(one.isprintable() for one in (gpu.name, gpu.uuid, told.driver.version or "", *told.notes))
     csv, _ = gpus_seen.parse_csv(ROW.replace("NVIDIA", "\x1b[31m"), FIELDS)
     assert csv[0].name.isprintable()
+
+
+def test_the_gpus_that_nvidia_smi_lists_before_it_fails_on_another_are_kept(
+    tmp_path: Path, smi: Callable[[str], str]
+) -> None:
+    lost = "Unable to determine the device handle for GPU1: 0000:02:00.0: Unknown Error"
+    seen = look(tmp_path, smi(f'echo "{ROW}"; echo "{lost}"; exit 14'))
+    assert [gpu.name for gpu in seen.gpus] == ["NVIDIA GeForce RTX 5060"]
+    assert seen.driver.version == "576.02"
+    assert any("ended with code 14" in note for note in seen.notes)

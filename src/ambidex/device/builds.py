@@ -152,16 +152,25 @@ def pythons_of(version: str) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
     return (numbers(span["first"]), numbers(span.get("experimental", span["last"]))) if span else None
 
 
-def newest_for_python(python: str) -> str | None:
-    """The newest torch that has wheels for this Python, whatever the variant."""
-    known = table()
-    fitting = [
-        torch
-        for torch in known["versions"]["list"]
-        for span in [known["python"][".".join(torch.split(".")[:2])]]
-        if numbers(span["first"]) <= numbers(python)[:2] <= numbers(span["last"])
-    ]
-    return fitting[-1] if fitting else None
+def newest_on_pypi(python: str, os: str, machine: str) -> tuple[str, str] | None:
+    """The newest torch of PyPI's for this Python on this platform, and "", or the newest of all with the last Python
+    that has it. None where PyPI has no torch for the platform.
+    """
+    known, where = table(), f"{os}-{machine}"
+    wheels = known["pypi_wheels"]
+    if where not in wheels["last"]:
+        return None
+    last = wheels["last"][where] or known["versions"]["list"][-1]
+    own = wheels["pythons_of_last"].get(where)
+    fitting, ends = "", ""
+    for torch in known["versions"]["list"]:
+        if numbers(torch) > numbers(last):
+            continue
+        span = known["python"][".".join(torch.split(".")[:2])]
+        first, ends = own if own and torch == last else (span["first"], span["last"])
+        if numbers(first) <= numbers(python)[:2] <= numbers(ends):
+            fitting = torch
+    return (fitting, "") if fitting else (last, ends)
 
 
 def cuda_floor(cuda: str | None, os: str) -> str | None:

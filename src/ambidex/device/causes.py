@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 from ambidex.device import builds, commands
 from ambidex.device.covers import (
+    barred_by,
     covers,
     driver_allows,
     floor,
@@ -159,6 +160,26 @@ def _why_driver(machine: Machine, old: Sequence[Gpu], *, by_cuda: bool) -> str:
     return " ".join(sentences)
 
 
+def code_barred(machine: Machine) -> Cause | None:
+    """The build has code for the GPU, and a variable keeps CUDA from it."""
+    barred = [gpu for gpu in considered(machine) if barring(machine, gpu)]
+    if not barred:
+        return None
+    name = barring(machine, barred[0]) or ""
+    does, lacks = "take PTX alone", "has none that runs"
+    if name == "CUDA_DISABLE_PTX_JIT":
+        does, lacks = "compile no PTX", "has nothing else that runs"
+    text = (
+        f"{name}={machine.env[name]!r} makes CUDA {does}, and torch {machine.build.version} {lacks} on "
+        f"{named(barred)}, so no kernel can start there ({_SYMPTOM})."
+    )
+    return Cause("ARCH_NONE", text, "The build is not to blame: without that variable it runs.")
+
+
+def barring(machine: Machine, gpu: Gpu) -> str | None:
+    return barred_by(machine.env, machine.build, gpu, machine.driver, machine.os, machine.machine)
+
+
 def arch_none(machine: Machine) -> Cause | None:
     dead = [gpu for gpu in considered(machine) if _judged(machine, gpu).kind == "none"]
     if not dead or is_cpu(machine.build, machine.os, machine.machine):
@@ -251,6 +272,7 @@ IN_ORDER: tuple[Callable[[Machine], Cause | None], ...] = (
     container_no_gpu,
     hidden_by_env,
     driver_old,
+    code_barred,
     arch_none,
 )
 

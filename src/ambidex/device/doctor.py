@@ -193,7 +193,7 @@ def _with_probe(found: Facts, probe: Probe | None) -> tuple[Machine, list[Tried]
     if probe is None or not probe.ran:
         return machine, None
     if probe.cause == "import_failed":
-        return replace(machine, build=replace(machine.build, broken=probe.text)), None
+        return replace(machine, build=replace(machine.build, broken=_with_remedy(probe.text))), None
     if not machine.gpus:
         seen = tuple(
             Gpu(one.name, None if machine.build.hip else one.cc, number, one.uuid)
@@ -211,6 +211,16 @@ def _with_probe(found: Facts, probe: Probe | None) -> tuple[Machine, list[Tried]
         Tried(gpu.index, one.ok, *(("", "") if one.ok else _told(one.cause, one.text, machine)))
         for gpu, one in _matched(visible, probe)
     ]
+
+
+def _with_remedy(text: str) -> str:
+    """What kept torch from being imported, with its cause where a new copy of torch may not mend it."""
+    from ambidex.device import fingerprints
+
+    for known, _ in fingerprints.matches(text):
+        if known.id in ("glibc", "libstdcxx", "shadowed", "symbol_nvjitlink", "symbol_mkl", "dll_missing"):
+            return f"{text}. Before torch is installed anew: {known.fix}"
+    return text
 
 
 def _matched(visible: Sequence[Gpu], probe: Probe) -> list[tuple[Gpu, probing.DeviceProbe]]:

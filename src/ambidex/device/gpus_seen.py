@@ -75,6 +75,11 @@ def look(
         notes = (*notes, f"{shadow} on LD_LIBRARY_PATH shadows the driver's libcuda (error 804 on a GeForce)")
     nvidia = bool(found or driver.version or hangs) or container.has_nvidia_nodes(root)
     amd = is_there(root / "dev/kfd")
+    if amd and not found:
+        notes = (
+            *notes,
+            "an AMD GPU is here (/dev/kfd): torch has ROCm builds for it, which are not judged here",
+        )
     return Seen(tuple(_named(gpu) for gpu in found), driver, nvidia, amd, hangs, notes)
 
 
@@ -147,7 +152,9 @@ def by_smi(program: str, *, put: Callable[..., Answer] = ask, seconds: float = 4
     if answer.trouble:
         said = _first_words(answer.err or answer.out)
         note = answer.trouble + (f': "{said}"' if said else "")
-        return Told(notes=(note,), hangs="did not answer" in answer.trouble)
+        # One GPU that fell silent ends it with an error code, after the rows of the others.
+        listed, its_driver = parse_csv(answer.out, fields.split(","))
+        return Told(listed, Driver(its_driver), (note,), "did not answer" in answer.trouble)
     found, version = parse_csv(answer.out, fields.split(","))
     if not found:
         said = _first_words(answer.out)
