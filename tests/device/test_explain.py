@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -383,3 +384,26 @@ def test_an_attention_kernel_of_old_ptx_is_torchs_own_and_no_library_beside_it()
 )
 def test_an_error_that_the_end_of_a_line_cuts_short_is_known(cut: str, cause: str) -> None:
     assert explain(cut).cause == cause
+
+
+@pytest.mark.parametrize(
+    ("sentence", "cause"),
+    [
+        (
+            "RuntimeError: CUDA error: no kernel image is available for execution on the device",
+            "no_kernel_image",
+        ),
+        ("AssertionError: Torch not compiled with CUDA enabled", "not_compiled"),
+        ("The NVIDIA driver on your system is too old (found version 12020)", "driver_old"),
+    ],
+)
+def test_a_sentence_that_a_terminal_broke_is_known_wherever_it_broke(sentence: str, cause: str) -> None:
+    words = sentence.split()
+    for at in range(1, len(words)):
+        assert explain(" ".join(words[:at]) + "\r\n" + " ".join(words[at:])).cause == cause
+
+
+def test_an_explanation_comes_as_json_too() -> None:
+    data = json.loads(explain(WARNING).json())
+    assert (data["schema"], data["exit_code"], data["cause"]["id"]) == (1, 0, "not_compatible")
+    assert any("cu128" in fix for fix in data["fixes"])

@@ -224,10 +224,23 @@ def _pyvenv(prefix: Path) -> dict[str, str]:
     return {key.strip().lower(): value.strip() for key, _, value in pairs}
 
 
+def records(torch: Path) -> tuple[Path, ...]:
+    """The installation records of the torch in this folder: of several those of the version that it has."""
+    found = sorted(torch.parent.glob("torch-*.dist-info"))
+    if len(found) < 2:
+        return tuple(found)
+    try:
+        version = (torch / "version.py").read_text("utf-8", "replace")
+    except (OSError, ValueError):
+        return ()
+    names = ((info, info.name.removeprefix("torch-").removesuffix(".dist-info")) for info in found)
+    return tuple(info for info, name in names if re.search(rf"['\"]{re.escape(name)}['\"]", version))
+
+
 def _installer_file(torch: Path | None) -> str:
     if torch is None:
         return ""
-    for folder in sorted(torch.parent.glob("torch-*.dist-info")):
+    for folder in records(torch):
         try:
             return (folder / "INSTALLER").read_text("utf-8", "replace").strip().lower()
         except (OSError, ValueError):

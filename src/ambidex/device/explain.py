@@ -23,7 +23,20 @@ from ambidex.device.machine import Arch, Build, Driver, Gpu, Machine
 from ambidex.errors import Problems
 
 _UNNAMED = "?"
-WRAPPED = "not_compatible"  # the warning whose lines torch breaks
+# Sentences long enough to be told where a line breaks in them: torch breaks its warning's, a terminal everybody's.
+_MAY_BE_TORN = frozenset(
+    {
+        "not_compatible",
+        "no_kernel_image",
+        "not_compiled",
+        "driver_old",
+        "driver_insufficient",
+        "no_driver",
+        "no_device",
+    }
+    | {"forward_compat", "driver_mismatch", "deserialize", "container_toolkit", "ptx_toolchain", "forked"}
+)
+_WORDS_OF_A_SENTENCE = 4
 UNKNOWN = 30  # exit code where nothing was recognised
 _ENTRY = r"(?:sm|compute)_\d{2,3}[af]?"
 _LIST = re.compile(rf"{_ENTRY}(?:['\",\s]{{1,6}}{_ENTRY})*")
@@ -105,6 +118,22 @@ class Explained:
     @property
     def exit_code(self) -> int:
         return 0 if self.cause else UNKNOWN
+
+    def json(self) -> str:
+        """As the doctor's own JSON has it, where it has the same."""
+        import json
+
+        data = {
+            "schema": 1,
+            "exit_code": self.exit_code,
+            "cause": {"id": self.cause, "text": self.text},
+            "why": self.why,
+            "fixes": list(self.fix),
+            "read": list(self.seen),
+            "wheel": list(self.betrays),
+            "also": list(self.also),
+        }
+        return json.dumps(data, indent=2)
 
     def __str__(self) -> str:
         if not self.cause and not self.seen:
@@ -207,10 +236,12 @@ def _without_prefix(line: str) -> str:
 def _hits(text: str, running: str) -> list[tuple[fingerprints.Fingerprint, re.Match[str]]]:
     """What is known in the text as it stands, or where its lines are joined; the root first.
 
-    Across lines only what torch itself breaks: other words that come to stand side by side are no finding.
+    Across lines only whole sentences: a few words that come to stand side by side are no finding.
     """
     found = {
-        known.id: (known, match) for known, match in fingerprints.matches(running) if known.id == WRAPPED
+        known.id: (known, match)
+        for known, match in fingerprints.matches(running)
+        if known.id in _MAY_BE_TORN and len(match[0].split()) >= _WORDS_OF_A_SENTENCE
     }
     found |= {known.id: (known, match) for known, match in fingerprints.matches(text)}
     return [found[known.id] for known in fingerprints.KNOWN if known.id in found]

@@ -51,6 +51,7 @@ class Build:
     python: str | None = None  # "3.11" of the environment it lies in
     missing: str = ""
     broken: str = ""
+    shadow: str = ""  # a file of another's that Python would import in torch's place
 
 
 @dataclass(frozen=True)

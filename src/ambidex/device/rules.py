@@ -191,6 +191,8 @@ def _fixes_for(
 ) -> tuple[Fix, ...]:
     if cause.id == "OK":
         return fixes(machine) if kind == "jit" else ()
+    if cause.id == "TORCH_BROKEN" and machine.build.shadow:
+        return (Fix(why=f"Rename or move {machine.build.shadow}: nothing has to be installed."),)
     if cause.id in ("TORCH_MISSING", "TORCH_BROKEN"):
         return fixes(machine) or _on_the_cpu(machine)
     if cause.id == "UNKNOWN_BUILD" and builds.newer_than_table(machine.build.version or ""):
