@@ -73,6 +73,11 @@ PRINTED = {
     "Unable to load any of {libcudnn_graph.so.9.1.0, libcudnn_graph.so.9.1, libcudnn_graph.so.9}": "library_missing",
     "rocBLAS error: Cannot read /opt/rocm/lib/rocblas/library/TensileLibrary.dat: Illegal seek for GPU arch : "
     "gfx1036": "rocm_arch",
+    "WARNING[XFORMERS]: xFormers can't load C++/CUDA extensions. xFormers was built for:\n    PyTorch 2.5.1+cu121 with "
+    "CUDA 1201 (you have 2.6.0+cpu)": "xformers_torch",
+    "RuntimeError: Configured CUDA binary not found at /x/bitsandbytes/libbitsandbytes_cuda130.so": "bitsandbytes",
+    "OSError: CUDA_HOME environment variable is not set. Please set it to your CUDA install root.": "cuda_home",
+    "RuntimeError: The detected CUDA version (12.8) mismatches the version that was used to compile\nPyTorch (13.0).": "toolkit_mismatch",
     "nvrtc: error: invalid value for --gpu-architecture (-arch)": "nvrtc_arch",
     "Found NVIDIA GeForce GTX 1080 which is too old to be supported by the triton GPU compiler": "triton_gpu",
     "RuntimeError: FlashAttention only supports Ampere GPUs or newer.": "flash_gpu",

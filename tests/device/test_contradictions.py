@@ -182,3 +182,12 @@ def test_what_a_new_copy_of_torch_does_not_mend_is_said_before_it_is_offered() -
     found = diagnose(some_facts(CU130, [A100]), probe=Probe(True, (), "import_failed", text))
     assert found.cause.id == "TORCH_BROKEN"
     assert "a newer Linux" in found.cause.text
+
+
+def test_a_gpu_on_the_bus_without_a_driver_is_told_to_get_one() -> None:
+    bare = some_facts(CU130)
+    found = replace(bare, seen=replace(bare.seen, undriven=True))
+    (fix,) = diagnose(found).fixes
+    assert fix.requires == {"driver": "580"}
+    assert "Install the NVIDIA driver" in fix.why
+    assert diagnose(bare).fixes == ()

@@ -407,3 +407,10 @@ def test_an_explanation_comes_as_json_too() -> None:
     data = json.loads(explain(WARNING).json())
     assert (data["schema"], data["exit_code"], data["cause"]["id"]) == (1, 0, "not_compatible")
     assert any("cu128" in fix for fix in data["fixes"])
+
+
+def test_the_torch_that_is_installed_is_read_and_not_the_one_that_xformers_was_built_for() -> None:
+    text = "xFormers was built for:\n    PyTorch 2.5.1+cu121 with CUDA 1201 (you have 2.6.0+cpu)\n    Python  3.10.11"
+    found = explain(text)
+    assert "torch 2.6.0+cpu" in found.seen
+    assert "built for torch 2.5.1+cu121, and 2.6.0+cpu is installed" in found.text

@@ -163,6 +163,7 @@ def test_a_card_on_the_bus_without_a_driver_is_mentioned(tmp_path: Path) -> None
     seen = look(tmp_path, None)
     assert "0x2d04" in seen.notes[0]
     assert "no NVIDIA driver is loaded" in seen.notes[0]
+    assert seen.undriven
 
 
 def test_a_jetson_is_known_by_its_board(tmp_path: Path) -> None:

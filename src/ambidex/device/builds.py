@@ -197,6 +197,12 @@ def driver_cuda(driver: Driver, os: str) -> tuple[int, int] | None:
     return speaks
 
 
+def newer_driver_than_table(driver: Driver, os: str) -> bool:
+    """Whether a driver is of a later branch than any that the table has, so that what it speaks is not known from it."""
+    newest = list(table()["drivers"]["cuda"]["windows" if os == "windows" else "linux"])[-1]
+    return numbers(driver.version or "")[:1] > numbers(newest)[:1]
+
+
 def first_toolkit(cc: tuple[int, int]) -> str | None:
     """The first CUDA that could make code that runs on this GPU, where the table says it."""
     firsts = table()["toolkits"]["first"]

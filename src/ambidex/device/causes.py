@@ -145,7 +145,10 @@ def driver_old(machine: Machine) -> Cause | None:
     who = f"torch {machine.build.version}, which is CUDA {cuda}," if by_cuda else named(old)
     if needed != oldest:
         who = f"{named(old)}, for which this build has PTX alone,"
-    text = f"{present(machine).capitalize()} is too old: {who} needs {needed} or newer."
+    wants = f"{who} needs {needed} or newer"
+    if cuda and not builds.cuda_floor(cuda, host):  # a CUDA newer than the table
+        wants = f"torch {machine.build.version} needs one that speaks CUDA {numbers(cuda)[0]}"
+    text = f"{present(machine).capitalize()} is too old: {wants}."
     return Cause("DRIVER_OLD", text, _why_driver(machine, old, by_cuda=bool(by_cuda)))
 
 

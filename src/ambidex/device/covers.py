@@ -219,13 +219,23 @@ def driver_allows(driver: Driver, build: Build | None, gpu: Gpu, os: str) -> boo
     """Whether the driver is new enough for the build and for the GPU. An unknown driver is taken to be."""
     if driver.version:
         needed = floor(None if _is_forward(driver, build, gpu, os) else build, gpu, os)
-        return needed is None or at_least(driver.version, needed)
+        new_enough = needed is None or at_least(driver.version, needed)
+        return new_enough and not _of_an_unknown_cuda(driver, build, os)
     if driver.cuda is None:
         return True
     cuda = pair(builds.cuda_of(build)) if build else None
     by_gpu = builds.gpu_floor(gpu.cc)
     new_enough_for_gpu = by_gpu is None or driver.cuda >= (pair(by_gpu[1]) or (0, 0))
     return new_enough_for_gpu and (cuda is None or driver.cuda[0] >= cuda[0])
+
+
+def _of_an_unknown_cuda(driver: Driver, build: Build | None, os: str) -> bool:
+    """Whether the build's CUDA is newer than the table, and of a later major version than the driver speaks."""
+    cuda = pair(builds.cuda_of(build)) if build else None
+    if cuda is None or builds.cuda_floor(dotted(cuda), os):
+        return False
+    speaks = builds.driver_cuda(driver, os)
+    return speaks is not None and speaks[0] < cuda[0] and not builds.newer_driver_than_table(driver, os)
 
 
 def _is_forward(driver: Driver, build: Build | None, gpu: Gpu, os: str) -> bool:

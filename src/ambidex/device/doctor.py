@@ -141,6 +141,8 @@ def diagnose(
             notes = "; ".join(found.seen.notes)
             reason = _unlisted(one, probe, notes)
             answer = replace(answer, cause=replace(answer.cause, why=notes or answer.cause.why))
+            if found.seen.undriven and not one.container.kind:
+                answer = replace(answer, fixes=(_first_driver(one), *answer.fixes))
             if reason is not None:
                 way_out = _newer_driver(one) if reason.id == "DRIVER_OLD" else ()
                 answer = replace(_instead(answer, reason), fixes=way_out)
@@ -277,6 +279,17 @@ def _newer_driver(machine: Machine) -> tuple[Fix, ...]:
         return ()
     why = f"{update_driver(machine, needed)}: torch {machine.build.version} needs it."
     return (Fix(requires={"driver": needed}, why=why, build=machine.build),)
+
+
+def _first_driver(machine: Machine) -> Fix:
+    """The driver that is not there: without it nobody can tell which GPU it is."""
+    needed = builds.cuda_floor(builds.cuda_of(machine.build), driver_os(machine))
+    version = f", {needed} or newer" if needed else ""
+    why = (
+        f"Install the NVIDIA driver{version} (on Ubuntu: sudo ubuntu-drivers install; elsewhere the distribution's "
+        "package), restart, and ask again: it tells which GPU this is."
+    )
+    return Fix(requires={"driver": needed} if needed else {}, why=why, build=machine.build)
 
 
 def _hanging(answer: Diagnosis, found: Facts) -> Diagnosis:

@@ -92,6 +92,13 @@ WORDS: tuple[bytes, ...] = (
         b"nvidia-smi",
         b"no devices were",
     ),
+    *(
+        b"xformers was built",
+        b"binary not found at",
+        b"setup failed despite",
+        b"cuda_home",
+        b"mismatches the version",
+    ),
     *(b"capability sm_", b"runtime specified", b"different cuda"),
     *(word.encode() for word in (*_KERNEL_IMAGE, "symbol", "符号", "符號", "символ", "símbolo", "シンボル")),
     # What tells of the machine.

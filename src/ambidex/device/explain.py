@@ -73,6 +73,8 @@ _VERSION = re.compile(
     r"(?:\+[\w.]+)?)",
     re.IGNORECASE,
 )
+# xformers tells first what it was built for, and then what is installed.
+_HAVE = re.compile(r"PyTorch \S{1,40} with CUDA \S{1,9} \(you have (?P<version>\d+\.\d+[\w.+]{0,30})\)")
 # What `print(torch.__version__)` leaves: no word of torch before it. torchvision's begins with a 0.
 _BARE_VERSION = re.compile(
     r"(?<![\w.+-])(?P<version>[12]\.\d{1,2}\.\d(?:\.dev\d{8})?\+(?:cu\d{3}|cpu|rocm[\d.]+))(?![\w.])"
@@ -300,7 +302,8 @@ def _read(lines: str, running: str) -> _Read:
     archs: tuple[Arch, ...] = ()
     if lists:
         archs = tuple(dict.fromkeys(Arch.parse(entry) for entry in max(lists, key=len)))
-    version, python = _VERSION.search(running) or _BARE_VERSION.search(running), _PYTHON.search(running)
+    version = _HAVE.search(running) or _VERSION.search(running) or _BARE_VERSION.search(running)
+    python = _PYTHON.search(running)
     driver, cuda = _DRIVER.search(running), re.search(r"found version (\d{4,5})\b", running)
     # torch writes the driver's CUDA as 12080 for 12.8.
     spoken = (int(cuda[1]) // 1000, int(cuda[1]) % 1000 // 10) if cuda else None

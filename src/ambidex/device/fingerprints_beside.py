@@ -67,6 +67,33 @@ BEFORE: tuple[Fingerprint, ...] = (
 
 AFTER: tuple[Fingerprint, ...] = (
     Fingerprint(
+        "xformers_torch",
+        r"xFormers was built for:\s+PyTorch (\S+)[^()\n]{0,40}\(you have (\S+)\)",
+        "xformers was built for torch {0}, and {1} is installed: its kernels are not used.",
+        "install the xformers that was built for the installed torch, or the torch that this one asks for; in either case "
+        "both in one command from one --index-url",
+    ),
+    Fingerprint(
+        "bitsandbytes",
+        r"Configured (?:CUDA|ROCm) binary not found at|CUDA Setup failed despite (?:GPU|CUDA) being available",
+        "bitsandbytes has no library for the CUDA of this torch.",
+        "python -m pip install --upgrade bitsandbytes; if none has it yet, a torch for an older CUDA",
+    ),
+    Fingerprint(
+        "cuda_home",
+        r"CUDA_HOME environment variable is not set",
+        "An extension is to be compiled, and no CUDA toolkit (nvcc) is found: torch's wheel brings none.",
+        "install a wheel of the extension that is compiled already, or the CUDA toolkit of the version of "
+        "torch.version.cuda, and set CUDA_HOME to its folder",
+    ),
+    Fingerprint(
+        "toolkit_mismatch",
+        r"detected CUDA version \(([\d.]+)\) mismatches the version that was used to compile\s+PyTorch \(([\d.]+)\)",
+        "An extension is to be compiled by CUDA {0}, and this torch was compiled by CUDA {1}.",
+        "install the CUDA toolkit of torch's version beside it and set CUDA_HOME to its folder, or take a torch for the "
+        "CUDA that is there",
+    ),
+    Fingerprint(
         "rocm_arch",
         r"hipErrorNoBinaryForGpu|Tensile\w{0,40}\.\w{1,9}[^\n]{0,120}?GPU arch",
         "This ROCm build has no code for this AMD GPU.",

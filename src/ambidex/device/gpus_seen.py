@@ -34,6 +34,7 @@ class Seen:
     nvidia: bool = False
     amd: bool = False
     hangs: bool = False  # the driver did not answer in time, so nothing else should be asked of it
+    undriven: bool = False  # an NVIDIA GPU is on the bus, and no driver of NVIDIA's is loaded
     notes: tuple[str, ...] = ()
 
 
@@ -80,7 +81,8 @@ def look(
             *notes,
             "an AMD GPU is here (/dev/kfd): torch has ROCm builds for it, which are not judged here",
         )
-    return Seen(tuple(_named(gpu) for gpu in found), driver, nvidia, amd, hangs, notes)
+    undriven = bool(on_bus.get("nvidia")) and not nvidia
+    return Seen(tuple(_named(gpu) for gpu in found), driver, nvidia, amd, hangs, undriven, notes)
 
 
 def _named(gpu: Gpu) -> Gpu:
