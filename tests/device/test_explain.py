@@ -414,3 +414,40 @@ def test_the_torch_that_is_installed_is_read_and_not_the_one_that_xformers_was_b
     found = explain(text)
     assert "torch 2.6.0+cpu" in found.seen
     assert "built for torch 2.5.1+cu121, and 2.6.0+cpu is installed" in found.text
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("GPU: NVIDIA RTX A6000, 48 GB", "RTX A6000"),
+        ("Quadro P2000", "Quadro P2000"),
+        ("device NVIDIA B200 is ready", "B200"),
+        ("Tesla K80", "K80"),
+        ("NVIDIA GeForce MX150", "GeForce MX150"),
+        ("NVIDIA TITAN Xp", "Titan Xp"),
+        ("NVIDIA L40S", "L40S"),
+    ],
+)
+def test_a_gpu_is_known_by_any_name_of_the_table_behind_its_makers(line: str, name: str) -> None:
+    found = explain(
+        f"NVIDIA driver 580\n{line}\ntorch 2.0.1+cu117\nCUDA error: no kernel image is available for execution"
+    )
+    assert found.seen[0].startswith(f"GPU {name} (sm_")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "HTTP error 209 returned",
+        "No devices were found matching your filter",
+        "NVIDIA 750 W power supply, NVIDIA driver",
+    ],
+)
+def test_words_that_only_resemble_an_error_or_a_gpu_are_none(text: str) -> None:
+    found = explain(text)
+    assert (found.cause, found.seen) == ("", ())
+
+
+def test_a_gpu_for_which_no_build_has_code_is_sent_to_the_cpu() -> None:
+    found = explain(by_list("NVIDIA GeForce GT 710", "sm_35", "sm_50 sm_60 sm_70"))
+    assert found.fix == ("train on the CPU: --device cpu",)

@@ -12,12 +12,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from ambidex.device import fingerprints, rules
+from ambidex.device import fingerprints, gpus, rules
 from ambidex.device.commands import in_a_terminal
 from ambidex.device.covers import is_integrated
 from ambidex.device.diagnosis import Diagnosis
 from ambidex.device.excerpt import without_escapes
 from ambidex.device.facts import this_machine
+from ambidex.device.gpus import Known
 from ambidex.device.layout import laid_out
 from ambidex.device.machine import Arch, Build, Driver, Gpu, Machine
 from ambidex.errors import Problems
@@ -62,6 +63,8 @@ _ARM = re.compile(r"\baarch64\b|\bGB10\b|\bJetson\b|\bGH200\b|\bGB200\b|\bDGX Sp
 _CC = re.compile(
     r"(?:compute|CUDA) capability:?\s+(?:is\s+)?(?P<major>\d{1,2})\.(?P<minor>\d)\b", re.IGNORECASE
 )
+_MAKER = re.compile(r"\b(?:NVIDIA|Tesla|Quadro|GeForce|TITAN) (?=\S)")
+_MAKERS = 50  # so many are looked at
 _NAMED = re.compile(
     r"\b(?:NVIDIA )?(?:GeForce )?(?:RTX (?:PRO )?\d{4}(?: ?Ti| SUPER| Ada| Blackwell)*(?: Laptop GPU)?|GTX "
     r"\d{3,4}(?: ?Ti| SUPER)*"
@@ -356,7 +359,19 @@ def _gpus(lines: str, running: str) -> list[Gpu | None]:
     pair = _pair(cc) if cc else None
     if named:
         return [Gpu(named[0].strip(), pair or _known_cc(named[0]))]
+    by_maker = _by_maker(lines)
+    if by_maker:
+        return [Gpu(by_maker.name, pair or by_maker.cc)]
     return [Gpu("the GPU", pair)] if pair else []
+
+
+def _by_maker(lines: str) -> Known | None:
+    """The first name of the table that stands behind its maker's or its family's."""
+    for at, maker in enumerate(_MAKER.finditer(lines)):
+        found = gpus.named(lines[maker.start() : maker.end() + 80].partition("\n")[0])
+        if found or at == _MAKERS:
+            return found
+    return None
 
 
 def _pair(found: re.Match[str]) -> tuple[int, int]:
@@ -375,8 +390,6 @@ def _name_before(words: str, lines: str) -> str:
 
 
 def _known_cc(name: str) -> tuple[int, int] | None:
-    from ambidex.device import gpus
-
     try:
         return gpus.find(name).cc
     except Problems:
@@ -461,7 +474,7 @@ def _by_rules(
         ids[0] if ids else judged.cause.id,
         text,
         why,
-        _commands(judged, facts.os),
+        _commands(judged, facts.os) or (() if runs else ("train on the CPU: --device cpu",)),
         facts.words(),
         also,
         betrays,

@@ -231,7 +231,7 @@ KNOWN: tuple[Fingerprint, ...] = (
     Fingerprint(
         "no_kernel_image",
         r"no kernel image is av|cudaErrorNoKernelImageForDevice|CUDA_ERROR_NO_BINARY_FOR_GPU|"
-        r"\b(?:CUDA )?(?:error|failure)(?: code)?:? 209\b|device kernel image is invalid|" + _KERNEL_IMAGE,
+        r"\bCUDA (?:error|failure)(?: code)?:? 209\b|device kernel image is invalid|" + _KERNEL_IMAGE,
         "The library that ran has no code for this GPU: torch, or an extension of it.",
         "`ambidex doctor` says which of them, and prints a build that has code for this GPU",
         "ARCH_NONE",
@@ -272,7 +272,7 @@ KNOWN: tuple[Fingerprint, ...] = (
     Fingerprint(
         "no_device",
         r"no CUDA-capable device is detected|cudaErrorNoDevice|No (?:CUDA|HIP) GPUs are available|no NVIDIA GPU "
-        r"detected|^[ \t]*No devices were found",
+        r"detected|^[ \t]*No devices were found\.?\s*$",
         "The driver is there and shows this process no GPU: CUDA_VISIBLE_DEVICES hides it, or the container "
         "was given none.",
         "look at CUDA_VISIBLE_DEVICES and at how the container was started: `ambidex doctor` does both",

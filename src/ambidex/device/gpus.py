@@ -91,6 +91,17 @@ def find(text: str) -> Known:
     return _by_name(text)
 
 
+def named(text: str) -> Known | None:
+    """The GPU that begins the text, by as many of its words as a name of the table has; None where none does."""
+    words = text.split()[:8]
+    for count in range(len(words), 0, -1):
+        asked = _words(" ".join(words[:count]))
+        found = _match(asked) if any(not word.isdigit() for word in asked) else None
+        if found:
+            return found
+    return None
+
+
 def generation(cc: tuple[int, int]) -> str:
     """ "Blackwell" for 12.0; empty where the table has no such GPU."""
     return next((gpu.generation for gpu in known() if gpu.cc == cc), "")
