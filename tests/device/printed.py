@@ -68,6 +68,7 @@ PRINTED = {
     "AttributeError: partially initialized module 'torch' has no attribute 'cuda' (most likely due to a circular "
     "import)": "shadowed",
     "AttributeError: module 'torch' has no attribute '__version__'": "shadowed",
+    "NVRM: The NVIDIA GeForce GTX 1050 GPU installed in this system is supported through the NVIDIA 580.xx Legacy drivers.": "driver_new",
     "RuntimeError: operator torchvision::nms does not exist": "companion",
     "Detected that PyTorch and torchvision were compiled with different CUDA major versions.": "companion",
     "Unable to load any of {libcudnn_graph.so.9.1.0, libcudnn_graph.so.9.1, libcudnn_graph.so.9}": "library_missing",

@@ -191,3 +191,12 @@ def test_a_gpu_on_the_bus_without_a_driver_is_told_to_get_one() -> None:
     assert fix.requires == {"driver": "580"}
     assert "Install the NVIDIA driver" in fix.why
     assert diagnose(bare).fixes == ()
+    (old,) = diagnose(replace(bare, seen=replace(bare.seen, undriven=True, last_driver="580"))).fixes
+    assert "of the 580 branch" in old.why
+
+
+def test_a_driver_that_is_too_new_for_the_gpu_is_to_be_replaced_by_an_older_one() -> None:
+    bare = some_facts(CU130, driver=Driver("595.71.05", (13, 2)))
+    found = diagnose(replace(bare, seen=replace(bare.seen, last_driver="580")))
+    assert found.cause.id == "NO_GPU"
+    assert "a driver of the 580 branch" in found.fixes[0].why

@@ -353,3 +353,28 @@ def test_the_gpus_that_nvidia_smi_lists_before_it_fails_on_another_are_kept(
     assert [gpu.name for gpu in seen.gpus] == ["NVIDIA GeForce RTX 5060"]
     assert seen.driver.version == "576.02"
     assert any("ended with code 14" in note for note in seen.notes)
+
+
+@pytest.mark.parametrize(
+    ("device", "driver", "last"),
+    [
+        ("0x1c8d", "595.71.05", "580"),  # GTX 1050
+        ("0x1db1", "590.44.01", "580"),  # V100
+        ("0x102d", "535.54.03", "470"),  # K80
+        ("0x1c8d", "580.95.05", ""),
+        ("0x2d04", "595.71.05", ""),  # RTX 5060 Ti
+        ("0x1e04", "595.71.05", ""),  # RTX 2080 Ti
+    ],
+)
+def test_a_driver_too_new_for_the_card_on_the_bus_is_told_by_the_cards_number(
+    tmp_path: Path, device: str, driver: str, last: str
+) -> None:
+    folder = tmp_path / "sys/bus/pci/devices/0000:01:00.0"
+    folder.mkdir(parents=True)
+    for name, text in (("vendor", "0x10de"), ("class", "0x030000"), ("device", device)):
+        (folder / name).write_text(text + "\n")
+    (tmp_path / "sys/module/nvidia").mkdir(parents=True)
+    (tmp_path / "sys/module/nvidia/version").write_text(driver + "\n")
+    seen = look(tmp_path, None)
+    assert seen.last_driver == last
+    assert any("no longer drives" in note for note in seen.notes) == bool(last)

@@ -187,3 +187,12 @@ def test_a_tag_that_names_the_packing_too_is_the_same_build(typed: str, read: st
 def test_wsl_is_named_once_where_it_is_described() -> None:
     text = doctor(torch="2.7.0+cu128", gpu="RTX 5090", os="wsl", driver="576.02", probe=False).text()
     assert text.lower().count("wsl") == 1
+
+
+def test_a_driver_that_no_longer_drives_the_supposed_gpu_is_noted() -> None:
+    late = doctor(torch="2.14.1+cu126", gpu="GTX 1080, RTX 4090", driver="595.71", os="linux", probe=False)
+    assert [
+        note for note in late.data()["not_checked"] if "no longer drives the GeForce GTX 1080: 580" in note
+    ]
+    fine = doctor(torch="2.14.1+cu126", gpu="GTX 1080", driver="580.95", os="linux", probe=False)
+    assert not [note for note in fine.data()["not_checked"] if "no longer drives" in note]

@@ -186,6 +186,14 @@ def gpu_floor(cc: tuple[int, int] | None) -> tuple[str, str] | None:
     return (row["driver"], row["cuda"]) if row else None
 
 
+def last_driver(cc: tuple[int, int] | None) -> str | None:
+    """The last branch of NVIDIA's driver that drives this GPU, None where none has ended: ``(6, 1)`` -> ``"580"``."""
+    if cc is None:
+        return None
+    ends: dict[str, str] = table()["drivers"]["gpu_last"]
+    return ends.get(str(cc[0])) or ends.get(f"{cc[0]}.{cc[1]}")
+
+
 def driver_cuda(driver: Driver, os: str) -> tuple[int, int] | None:
     """The newest CUDA that a driver speaks: its own word, else by NVIDIA's table. None where unknown."""
     if driver.cuda or not driver.version:

@@ -99,7 +99,7 @@ WORDS: tuple[bytes, ...] = (
         b"cuda_home",
         b"mismatches the version",
     ),
-    *(b"capability sm_", b"runtime specified", b"different cuda"),
+    *(b"legacy drivers", b"capability sm_", b"runtime specified", b"different cuda"),
     *(word.encode() for word in (*_KERNEL_IMAGE, "symbol", "符号", "符號", "символ", "símbolo", "シンボル")),
     # What tells of the machine.
     *(b"sm_", b"compute_", b"pytorch version", b"torch==", b"torch-2", b"+cu1", b"driver version"),

@@ -32,6 +32,14 @@ BEFORE: tuple[Fingerprint, ...] = (
         "CONTAINER_NO_GPU",
     ),
     Fingerprint(
+        "driver_new",
+        r"supported through the NVIDIA (\d{3})\.xx Legacy drivers",
+        "The driver is too new for this GPU and passes it over: {0} is the last branch that drives it.",
+        "install a driver of the branch that the message names in place of the present one (on Ubuntu: sudo apt install "
+        "nvidia-driver-580), and restart",
+        "NO_GPU",
+    ),
+    Fingerprint(
         "glibc",
         r"version .GLIBC_([\d.]+). not found",
         "This Linux is older than the one that the library was built for: it lacks glibc {0}.",

@@ -113,6 +113,18 @@ def not_installable(machine: Machine) -> tuple[str, ...]:
     return (f"torch {asked.base} has no wheels for Python {machine.python}, only for {first} to {last}",)
 
 
+def not_driven(machine: Machine) -> tuple[str, ...]:
+    """Where the supposed driver is too new for a supposed GPU, that in words: such a machine lists no such GPU."""
+    branch, said = numbers(machine.driver.version or "")[:1], []
+    for gpu in machine.gpus:
+        last = builds.last_driver(gpu.cc)
+        if last and branch > numbers(last):
+            said.append(
+                f"driver {machine.driver.version} no longer drives the {gpu.name}: {last} is its last branch"
+            )
+    return tuple(dict.fromkeys(said))
+
+
 def _on_arm_alone(machine: Machine, known: list[Known]) -> bool:
     """Whether every GPU exists in Arm computers alone: what the table has for others is nothing to them."""
     return machine.os == "linux" and bool(known) and all(gpu.machine == "aarch64" for gpu in known)
