@@ -187,3 +187,18 @@ def test_the_warnings_that_name_the_ends_of_the_list_are_judged_too() -> None:
     )
     assert "torch==2.14.1+cu126" in explain(old).fix[0]
     assert "Python 3.10" in explain(old).fix[0]
+
+
+def test_a_flag_that_explain_would_pass_over_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    said = complaint(["explain", "x.txt", "--os", "windows", "--python-env", "."], capsys)
+    assert "--python-env, --os would change nothing" in said
+
+
+@pytest.mark.parametrize("coding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+def test_a_paste_is_read_in_the_coding_that_its_editor_wrote(
+    coding: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "error.txt"
+    file.write_bytes("CUDA error: no kernel image is available for execution\r\n".encode(coding))
+    assert cli.main(["doctor", "explain", str(file), "--json"]) == 0
+    assert '"no_kernel_image"' in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from built_machines import RTX_3090, RTX_5060, a_build, cpu_build, probed, some_
 
 from ambidex.device import container, fingerprints
 from ambidex.device.doctor import diagnose
-from ambidex.device.machine import Container, Driver, Gpu
+from ambidex.device.machine import Build, Container, Driver, Gpu
 from ambidex.device.probe import DeviceProbe, Probe
 
 CU128 = a_build("2.11.0+cu128", "12.8", "sm_75 sm_80 sm_86 sm_90 sm_100 sm_120")
@@ -139,3 +140,63 @@ def test_a_probed_device_without_uuid_is_the_gpu_at_its_place_in_the_mask() -> N
 
 def test_a_rocm_build_without_its_gpu_says_no_more_than_that() -> None:
     assert fingerprints.cause_of("RuntimeError: No HIP GPUs are available") == "no_device"
+
+
+CU130 = a_build("2.13.0+cu130", "13.0", "sm_75 sm_80 sm_86 sm_90 sm_100 sm_120")
+A100 = Gpu("NVIDIA A100-SXM4-40GB", (8, 0), 0, "GPU-80")
+
+
+@pytest.mark.parametrize(
+    ("gpu", "spoken", "cause"),
+    [
+        (A100, (13, 0), "OK"),  # cuda-compat 13.0 speaks for the driver, as in NVIDIA's own images
+        (A100, (12, 2), "DRIVER_OLD"),
+        (A100, None, "DRIVER_OLD"),
+        (RTX_3090, (13, 0), "DRIVER_OLD"),  # forward compatibility is for datacentre GPUs: error 804
+    ],
+)
+def test_a_newer_cuda_that_speaks_for_an_old_driver_counts_on_datacentre_gpus_alone(
+    gpu: Gpu, spoken: tuple[int, int] | None, cause: str
+) -> None:
+    assert diagnose(some_facts(CU130, [gpu], Driver("535.54.03", spoken))).cause.id == cause
+
+
+def test_no_forward_compatibility_makes_a_driver_know_a_gpu_that_is_newer_than_it() -> None:
+    b200 = Gpu("NVIDIA B200", (10, 0), 0, "GPU-100")
+    assert diagnose(some_facts(CU130, [b200], Driver("550.54.14", (13, 0)))).cause.id == "DRIVER_OLD"
+
+
+def test_the_table_is_not_called_to_witness_for_a_gpu_of_amds() -> None:
+    rocm = Build("2.9.0+rocm6.4", hip="6.4", archs=None, source="scanned")
+    failed = DeviceProbe("cuda:0", False, "AMD Radeon RX 6600", "", (10, 3), operation="add")
+    failed = replace(failed, cause="invalid_device_function", text='add failed: "invalid device function"')
+    found = some_facts(rocm, amd=True)
+    assert "table" not in diagnose(found, probe=probed(failed)).cause.why
+    worked = diagnose(found, probe=probed(replace(failed, ok=True, cause="", text="")))
+    assert worked.exit_code == 0
+    assert "no kernel should start" not in worked.cause.text
+
+
+def test_what_a_new_copy_of_torch_does_not_mend_is_said_before_it_is_offered() -> None:
+    text = 'import torch failed: ImportError: "libc.so.6: version `GLIBC_2.28\' not found"'
+    found = diagnose(some_facts(CU130, [A100]), probe=Probe(True, (), "import_failed", text))
+    assert found.cause.id == "TORCH_BROKEN"
+    assert "a newer Linux" in found.cause.text
+
+
+def test_a_gpu_on_the_bus_without_a_driver_is_told_to_get_one() -> None:
+    bare = some_facts(CU130)
+    found = replace(bare, seen=replace(bare.seen, undriven=True))
+    (fix,) = diagnose(found).fixes
+    assert fix.requires == {"driver": "580"}
+    assert "Install the NVIDIA driver" in fix.why
+    assert diagnose(bare).fixes == ()
+    (old,) = diagnose(replace(bare, seen=replace(bare.seen, undriven=True, last_driver="580"))).fixes
+    assert "of the 580 branch" in old.why
+
+
+def test_a_driver_that_is_too_new_for_the_gpu_is_to_be_replaced_by_an_older_one() -> None:
+    bare = some_facts(CU130, driver=Driver("595.71.05", (13, 2)))
+    found = diagnose(replace(bare, seen=replace(bare.seen, last_driver="580")))
+    assert found.cause.id == "NO_GPU"
+    assert "a driver of the 580 branch" in found.fixes[0].why

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ambidex.device import rules
 from ambidex.device.covers import covers, driver_allows, verdict
 from ambidex.device.diagnosis import Kind
-from ambidex.device.machine import Arch, Build, Driver, Gpu
+from ambidex.device.machine import Arch, Build, Driver, Gpu, Machine
 
 TEGRA = [(5, 3), (6, 2), (7, 2), (8, 7)]
 CAPABILITIES = [
@@ -189,3 +190,26 @@ def test_a_branch_of_the_driver_stands_for_its_newest() -> None:
     build, gpu = Build("2.11.0+cu128", "12.8"), Gpu("RTX 4090", (8, 9))
     assert driver_allows(Driver("525"), build, gpu, "linux")
     assert not driver_allows(Driver("525.53"), build, gpu, "linux")
+
+
+@pytest.mark.parametrize(
+    ("driver", "allowed"),
+    [
+        (Driver("590.44.01", (13, 1)), False),
+        (Driver("590.44.01"), False),
+        (Driver("700.10", (14, 0)), True),
+        (Driver("700.10"), True),  # newer than the table: what it speaks is not known
+        (Driver(None, (13, 1)), False),
+    ],
+)
+def test_a_build_of_a_cuda_newer_than_the_table_needs_a_driver_that_speaks_it(
+    driver: Driver, allowed: bool
+) -> None:
+    build = Build("2.19.0+cu140", "14.0", archs=(Arch("sm", 12, 0),), source="scanned")
+    gpu = Gpu("NVIDIA GeForce RTX 5090", (12, 0))
+    assert driver_allows(driver, build, gpu, "linux") == allowed
+    found = rules.judge(Machine(build=build, gpus=(gpu,), driver=driver))
+    assert (found.cause.id == "OK") == allowed
+    if not allowed:
+        assert found.cause.text.endswith("needs one that speaks CUDA 14.")
+        assert found.fixes

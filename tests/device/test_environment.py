@@ -95,3 +95,26 @@ def test_companions_are_those_that_are_installed(install: Install) -> None:
     (folder / "lib/python3.11/site-packages/torchvision").mkdir()
     found = environment.at(folder)
     assert environment.companions(found, installed.find(found)) == ("torchvision",)
+
+
+def test_a_python_marked_as_the_systems_own_is_not_pips(install: Install) -> None:
+    folder = install()
+    (folder / "bin").mkdir()
+    (folder / "bin/python").write_text("")
+    (folder / "lib/python3.11/EXTERNALLY-MANAGED").write_text("[externally-managed]\n")
+    found = environment.at(folder, put=lambda *_, **__: Answer("", "", 1, "no answer"))
+    torch = installed.find(found)
+    assert environment.installer_of(found, torch, {}) == "system"
+    (folder / "pyvenv.cfg").write_text("home = /usr/bin\n")
+    assert environment.installer_of(found, torch, {}) == "bare", "a venv of such a Python is the user's own"
+
+
+def test_a_venv_that_has_no_pip_is_told_from_one_that_has(install: Install) -> None:
+    folder = install()
+    (folder / "bin").mkdir()
+    (folder / "bin/python").write_text("")
+    (folder / "pyvenv.cfg").write_text("home = /usr/bin\nversion = 3.11.9\n")
+    found = environment.at(folder, put=lambda *_, **__: Answer("", "", 1, "no answer"))
+    assert environment.installer_of(found, installed.find(found), {}) == "bare"
+    (folder / "lib/python3.11/site-packages/pip").mkdir()
+    assert environment.installer_of(found, installed.find(found), {}) == "pip"

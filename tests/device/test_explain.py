@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from printed import PRINTED, WARNING
 
 from ambidex.device import fingerprints
+from ambidex.device.excerpt import excerpt
 from ambidex.device.explain import betrayed, explain
 
 
@@ -257,3 +259,195 @@ def test_a_name_does_not_begin_before_the_sentence_that_tells_it() -> None:
         "Minimum and Maximum cuda capability supported by this version of PyTorch is (5.0) - (9.0)\n"
     )
     assert "2 CUDA devices" not in found.text
+
+
+IN_COLOUR = {
+    "within the words": "RuntimeError: CUDA error: \x1b[31mno kernel\x1b[39m image is available\x1b[K for execution",
+    "by a number of 256": "CUDA error: no \x1b[38:5:1mkernel\x1b[m image is available for execution",
+    "with the escape spelled out": r'{"msg": "CUDA error: no \u001b[1mkernel\u001b[0m image is available for execution"}',
+    "as cat -v shows it": "CUDA error: no ^[[1mkernel^[[0m image is available for execution",
+    "with a title for the window": "\x1b]0;no kernel\x07CUDA error: no kernel\x1b(B image is available for execution",
+}
+
+
+@pytest.mark.parametrize("text", IN_COLOUR.values(), ids=IN_COLOUR)
+def test_colours_between_the_words_of_an_error_hide_it_from_nobody(text: str) -> None:
+    assert explain(text).cause == "no_kernel_image"
+    long = excerpt(("step 1\n" * 100_000 + text).encode()).decode()
+    assert explain(long).cause == "no_kernel_image"
+
+
+LOGGED = [
+    *("2026-01-02 03:04:05,123 - INFO - ", "2026-01-02 03:04:05,123 - torch.cuda - WARNING - ", "E       "),
+    *(
+        "01/02/2026 03:04:05 - WARNING - __main__ - ",
+        "WARNING:py.warnings:",
+        "Jan  2 03:04:05 host python[123]: ",
+    ),
+    *(
+        "2026-01-02T03:04:05.123456789Z stderr F ",
+        "2026-01-02T03:04:05.1234567Z ##[error]",
+        "2026/01/02 03:04:05 ",
+    ),
+    "W0102 03:04:05.123456 140 torch/cuda/__init__.py:230] ",
+]
+
+
+@pytest.mark.parametrize("prefix", LOGGED)
+def test_what_a_log_puts_before_its_lines_takes_no_entry_out_of_a_list(prefix: str) -> None:
+    lines = WARNING.replace("capabilities sm_50 ", "capabilities\nsm_50\n").splitlines()
+    assert str(explain("\n".join(prefix + line for line in lines))) == str(explain(WARNING))
+
+
+def test_a_list_of_one_is_a_list_where_torch_says_so() -> None:
+    found = explain(by_list("NVIDIA H100 PCIe", "sm_90", "sm_80"))
+    assert "has code for sm_80 and no PTX" in found.text
+    assert any("+cu1" in line for line in found.fix)
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.", "out_of_memory"),
+        ("RuntimeError: CUDA error: device-side assert triggered", "device_assert"),
+        ("Error 804: forward compatibility was attempted on non supported HW", "forward_compat"),
+        ("RuntimeError: Cannot re-initialize CUDA in forked subprocess.", "forked"),
+    ],
+)
+@pytest.mark.parametrize("torch", ["2.9.1+cu128", "2.5.1+cu121"])
+def test_an_error_that_is_not_about_code_is_the_cause_whatever_else_the_text_tells(
+    error: str, cause: str, torch: str
+) -> None:
+    gpu = "NVIDIA GeForce RTX 5090"
+    found = explain(f"PyTorch version: {torch}\nGPU 0: {gpu}\n{error}")
+    assert (found.cause, found.text) == (cause, explain(error).text)
+    assert any(gpu in line for line in found.also) == (torch == "2.5.1+cu121"), "which has no code for it"
+
+
+def test_of_several_gpus_in_the_warnings_the_one_that_cannot_run_is_spoken_of() -> None:
+    both = (
+        "GPU1 NVIDIA GeForce RTX 5090 which is of cuda capability 12.0",
+        "GPU0 NVIDIA GeForce GTX 1080 which is of cuda capability 6.1",
+    )
+    for first, second in (both, both[::-1]):
+        found = explain(
+            f"Found {first}.\nFound {second}.\nMinimum and Maximum cuda capability supported by this version of PyTorch is (7.0) - (12.0)"
+        )
+        assert found.cause == "not_compatible"
+        assert "GTX 1080 is sm_61" in found.text
+
+
+@pytest.mark.parametrize(
+    "told", [">>> torch.__version__\n'2.5.1+cu121'", "torch.__version__ = 2.5.1+cu121", "2.5.1+cu121\nTrue"]
+)
+def test_a_version_that_python_printed_is_read(told: str) -> None:
+    found = explain(
+        f"{told}\nNVIDIA GeForce RTX 5060\nRuntimeError: CUDA error: no kernel image is available for execution"
+    )
+    assert "torch 2.5.1+cu121" in found.seen
+    assert "2.5.1+cu121 has code for sm_50 to sm_90" in found.text
+
+
+@pytest.mark.parametrize(
+    "told", ["torchvision 0.20.1+cu121", "flash_attn-2.7.4.post1+cu12torch2.5", "mamba 2.2.2+cu122torch2.3"]
+)
+def test_the_version_of_another_package_is_not_torchs(told: str) -> None:
+    assert not any(word.startswith("torch ") for word in explain(f"{told}\nCUDA out of memory").seen)
+
+
+def test_an_error_of_a_gpus_code_is_not_put_to_a_cpu_build_that_the_missing_tag_suggests() -> None:
+    found = explain(
+        "C:\\x\ntorch==2.5.1\nNVIDIA GeForce RTX 5090\nCUDA error: no kernel image is available for execution"
+    )
+    assert found.cause == "no_kernel_image"
+    assert "CPU build" not in str(found)
+
+
+def test_an_attention_kernel_of_old_ptx_is_torchs_own_and_no_library_beside_it() -> None:
+    found = explain(
+        by_list("NVIDIA GeForce RTX 5090", "sm_120", "sm_50 sm_61 sm_90 compute_37")
+        + "FATAL: kernel `fmha_cutlassF_f16_aligned_64x64_rf_sm80` is for sm80-sm100, but was built for sm37"
+    )
+    assert "beside it" not in found.text
+    assert any("+cu1" in line for line in found.fix)
+
+
+@pytest.mark.parametrize(
+    ("cut", "cause"),
+    [
+        ("RuntimeError: CUDA error: no kernel image is avail", "no_kernel_image"),
+        ("NVIDIA GeForce RTX 5090 with CUDA capability sm_120 is not compa", "not_compatible"),
+        ("AssertionError: Torch not compiled with CUDA ena", "not_compiled"),
+        ("CUDA driver version is insufficient for CUDA ru", "driver_insufficient"),
+        ("RuntimeError: Found no NVIDIA driver on yo", "no_driver"),
+    ],
+)
+def test_an_error_that_the_end_of_a_line_cuts_short_is_known(cut: str, cause: str) -> None:
+    assert explain(cut).cause == cause
+
+
+@pytest.mark.parametrize(
+    ("sentence", "cause"),
+    [
+        (
+            "RuntimeError: CUDA error: no kernel image is available for execution on the device",
+            "no_kernel_image",
+        ),
+        ("AssertionError: Torch not compiled with CUDA enabled", "not_compiled"),
+        ("The NVIDIA driver on your system is too old (found version 12020)", "driver_old"),
+    ],
+)
+def test_a_sentence_that_a_terminal_broke_is_known_wherever_it_broke(sentence: str, cause: str) -> None:
+    words = sentence.split()
+    for at in range(1, len(words)):
+        assert explain(" ".join(words[:at]) + "\r\n" + " ".join(words[at:])).cause == cause
+
+
+def test_an_explanation_comes_as_json_too() -> None:
+    data = json.loads(explain(WARNING).json())
+    assert (data["schema"], data["exit_code"], data["cause"]["id"]) == (1, 0, "not_compatible")
+    assert any("cu128" in fix for fix in data["fixes"])
+
+
+def test_the_torch_that_is_installed_is_read_and_not_the_one_that_xformers_was_built_for() -> None:
+    text = "xFormers was built for:\n    PyTorch 2.5.1+cu121 with CUDA 1201 (you have 2.6.0+cpu)\n    Python  3.10.11"
+    found = explain(text)
+    assert "torch 2.6.0+cpu" in found.seen
+    assert "built for torch 2.5.1+cu121, and 2.6.0+cpu is installed" in found.text
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("GPU: NVIDIA RTX A6000, 48 GB", "RTX A6000"),
+        ("Quadro P2000", "Quadro P2000"),
+        ("device NVIDIA B200 is ready", "B200"),
+        ("Tesla K80", "K80"),
+        ("NVIDIA GeForce MX150", "GeForce MX150"),
+        ("NVIDIA TITAN Xp", "Titan Xp"),
+        ("NVIDIA L40S", "L40S"),
+    ],
+)
+def test_a_gpu_is_known_by_any_name_of_the_table_behind_its_makers(line: str, name: str) -> None:
+    found = explain(
+        f"NVIDIA driver 580\n{line}\ntorch 2.0.1+cu117\nCUDA error: no kernel image is available for execution"
+    )
+    assert found.seen[0].startswith(f"GPU {name} (sm_")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "HTTP error 209 returned",
+        "No devices were found matching your filter",
+        "NVIDIA 750 W power supply, NVIDIA driver",
+    ],
+)
+def test_words_that_only_resemble_an_error_or_a_gpu_are_none(text: str) -> None:
+    found = explain(text)
+    assert (found.cause, found.seen) == ("", ())
+
+
+def test_a_gpu_for_which_no_build_has_code_is_sent_to_the_cpu() -> None:
+    found = explain(by_list("NVIDIA GeForce GT 710", "sm_35", "sm_50 sm_60 sm_70"))
+    assert found.fix == ("train on the CPU: --device cpu",)

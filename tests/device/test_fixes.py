@@ -218,7 +218,10 @@ def test_each_installer_gets_its_own_form_with_the_exact_executable(
 
 def test_on_windows_a_path_with_spaces_is_quoted_as_windows_does(old: Machine) -> None:
     machine = replace(old, os="windows", executable=r"C:\Program Files\Python311\python.exe")
-    assert rules.fixes(machine)[0].commands[0].startswith('"C:\\Program Files\\Python311\\python.exe" -m pip')
+    for typed in rules.fixes(machine)[0].commands:
+        assert typed.startswith('& "C:\\Program Files\\Python311\\python.exe" -m pip'), (
+            "PowerShell calls by &"
+        )
 
 
 def test_nothing_is_uninstalled_where_nothing_is_installed() -> None:
@@ -402,3 +405,104 @@ def test_the_cause_names_the_driver_that_the_fix_asks_for(archs: tuple[Arch, ...
     assert found.cause.id == "DRIVER_OLD"
     needed = next(fix.requires["driver"] for fix in found.fixes if fix.build == build)
     assert f"needs {needed} or newer" in found.cause.text
+
+
+@pytest.mark.parametrize(
+    ("executable", "typed"),
+    [
+        (r"C:\Python311\python.exe", r"C:\Python311\python.exe -m pip"),
+        (r"C:\Users\O'Brien\python.exe", '& "C:\\Users\\O\'Brien\\python.exe" -m pip'),
+        (r"C:\a$b\python.exe", r"& 'C:\a$b\python.exe' -m pip"),
+        (r"C:\a (x86)\python.exe", '& "C:\\a (x86)\\python.exe" -m pip'),
+    ],
+)
+@pytest.mark.parametrize("installer", ["pip", "conda", "bare", "system"])
+def test_on_windows_every_program_is_started_as_powershell_starts_one(
+    old: Machine, executable: str, typed: str, installer: str
+) -> None:
+    machine = replace(old, os="windows", executable=executable, installer=installer)
+    commands_of = rules.fixes(machine)[0].commands
+    program = typed.removesuffix(" -m pip")
+    assert any(line.startswith(f"{program} -m ") for line in commands_of)
+    assert not any(line.startswith(('"', "'")) for line in commands_of)
+
+
+def test_uv_is_given_a_quoted_path_without_a_call(old: Machine) -> None:
+    machine = replace(old, os="windows", executable=r"C:\a b\python.exe", installer="uv")
+    assert (
+        rules.fixes(machine)[0].commands[0].startswith(r'uv pip uninstall --python "C:\a b\python.exe" torch')
+    )
+
+
+def test_what_a_build_is_told_is_typed_as_that_system_types_it() -> None:
+    assert (
+        commands.build_settings("gsplat", [(7, 5), (12, 0)], "windows")
+        == '$env:TORCH_CUDA_ARCH_LIST = "7.5;12.0"'
+    )
+    assert (
+        commands.build_settings("gsplat", [(7, 5), (12, 0)], "linux")
+        == 'export TORCH_CUDA_ARCH_LIST="7.5;12.0"'
+    )
+    machine, extensions = lacking("flash_attn", os="windows")
+    why = rules.judge(machine, extensions=extensions).fixes[0].why
+    assert '$env:FLASH_ATTENTION_FORCE_BUILD = "TRUE"; $env:FLASH_ATTN_CUDA_ARCHS = "120"' in why
+
+
+def test_a_python_that_the_system_keeps_to_itself_is_left_alone(old: Machine) -> None:
+    machine = replace(old, installer="system", executable="/usr/bin/python3")
+    fix = rules.fixes(machine)[0]
+    made, typed = fix.commands
+    assert made == "/usr/bin/python3 -m venv .venv-torch"
+    assert typed.startswith(".venv-torch/bin/python -m pip install")
+    assert "PEP 668" in fix.why
+    check(fix, machine)
+
+
+def test_a_virtual_environment_without_pip_gets_it_first(old: Machine) -> None:
+    first, second, third = rules.fixes(replace(old, installer="bare"))[0].commands
+    assert first == "python -m ensurepip --upgrade"
+    assert "uninstall" in second
+    assert "install" in third
+
+
+def test_an_apptainer_container_is_started_with_its_own_switch() -> None:
+    container = Container("apptainer", gpu_passed=False, detail="no /dev/nvidiactl")
+    build = Build("2.11.0+cu128", "12.8", archs=(Arch("sm", 9, 0),), source="scanned")
+    found = rules.judge(Machine(build=build, container=container))
+    assert found.cause.id == "CONTAINER_NO_GPU"
+    assert found.fixes[0].commands == ("apptainer exec --nv ...",)
+
+
+NO_TORCH = Machine(build=Build(missing="none"))
+
+
+@pytest.mark.parametrize(
+    ("os", "machine", "python", "typed"),
+    [
+        ("macos", "x86_64", "3.11", 'python -m pip install "torch==2.2.2"'),
+        (
+            "macos",
+            "x86_64",
+            "3.13",
+            'python3.12 -m venv .venv-torch && .venv-torch/bin/python -m pip install "torch==2.2.2"',
+        ),
+        ("macos", "aarch64", "3.13", 'python -m pip install "torch==2.15.0"'),
+        ("linux", "aarch64", "3.10", 'python -m pip install "torch==2.14.1"'),
+        ("linux", "riscv64", "3.11", ""),
+        ("windows", "aarch64", "3.11", ""),
+    ],
+)
+def test_for_the_cpu_no_wheel_is_named_that_pypi_does_not_have(
+    os: str, machine: str, python: str, typed: str
+) -> None:
+    (fix,) = rules.judge(replace(NO_TORCH, os=os, machine=machine, python=python)).fixes
+    assert " && ".join(fix.commands) == typed
+    assert fix.why
+
+
+@pytest.mark.parametrize("python", ["3.7", "3.16"])
+def test_a_python_without_any_torch_is_told_which_one_to_take_even_for_the_cpu(python: str) -> None:
+    (fix,) = rules.judge(replace(NO_TORCH, python=python)).fixes
+    assert fix.requires == {"python": "3.14"}
+    assert fix.commands[0] == "python3.14 -m venv .venv-torch"
+    assert "+cpu" in fix.commands[1]

@@ -111,3 +111,10 @@ def test_a_gpu_newer_than_the_table_is_judged_by_the_same_rule() -> None:
 def test_the_machine_is_named_where_a_gpu_lives_in_one_kind_alone() -> None:
     assert {gpus.find(name).machine for name in ("GB10", "Jetson Orin", "Jetson Thor")} == {"aarch64"}
     assert gpus.find("RTX 5060").machine == ""
+
+
+@pytest.mark.parametrize(
+    ("typed", "name"), [("rtx4060laptop", "GeForce RTX 4060"), ("RTX5070TiLaptop", "GeForce RTX 5070 Ti")]
+)
+def test_laptop_run_together_with_the_number_is_no_part_of_it(typed: str, name: str) -> None:
+    assert gpus.find(typed).name == name

@@ -163,6 +163,7 @@ def test_a_card_on_the_bus_without_a_driver_is_mentioned(tmp_path: Path) -> None
     seen = look(tmp_path, None)
     assert "0x2d04" in seen.notes[0]
     assert "no NVIDIA driver is loaded" in seen.notes[0]
+    assert seen.undriven
 
 
 def test_a_jetson_is_known_by_its_board(tmp_path: Path) -> None:
@@ -342,3 +343,38 @@ def test_nothing_that_nvml_or_nvidia_smi_says_commands_the_terminal(said: str) -
     assert all(one.isprintable() for one in (gpu.name, gpu.uuid, told.driver.version or "", *told.notes))
     csv, _ = gpus_seen.parse_csv(ROW.replace("NVIDIA", "\x1b[31m"), FIELDS)
     assert csv[0].name.isprintable()
+
+
+def test_the_gpus_that_nvidia_smi_lists_before_it_fails_on_another_are_kept(
+    tmp_path: Path, smi: Callable[[str], str]
+) -> None:
+    lost = "Unable to determine the device handle for GPU1: 0000:02:00.0: Unknown Error"
+    seen = look(tmp_path, smi(f'echo "{ROW}"; echo "{lost}"; exit 14'))
+    assert [gpu.name for gpu in seen.gpus] == ["NVIDIA GeForce RTX 5060"]
+    assert seen.driver.version == "576.02"
+    assert any("ended with code 14" in note for note in seen.notes)
+
+
+@pytest.mark.parametrize(
+    ("device", "driver", "last"),
+    [
+        ("0x1c8d", "595.71.05", "580"),  # GTX 1050
+        ("0x1db1", "590.44.01", "580"),  # V100
+        ("0x102d", "535.54.03", "470"),  # K80
+        ("0x1c8d", "580.95.05", ""),
+        ("0x2d04", "595.71.05", ""),  # RTX 5060 Ti
+        ("0x1e04", "595.71.05", ""),  # RTX 2080 Ti
+    ],
+)
+def test_a_driver_too_new_for_the_card_on_the_bus_is_told_by_the_cards_number(
+    tmp_path: Path, device: str, driver: str, last: str
+) -> None:
+    folder = tmp_path / "sys/bus/pci/devices/0000:01:00.0"
+    folder.mkdir(parents=True)
+    for name, text in (("vendor", "0x10de"), ("class", "0x030000"), ("device", device)):
+        (folder / name).write_text(text + "\n")
+    (tmp_path / "sys/module/nvidia").mkdir(parents=True)
+    (tmp_path / "sys/module/nvidia/version").write_text(driver + "\n")
+    seen = look(tmp_path, None)
+    assert seen.last_driver == last
+    assert any("no longer drives" in note for note in seen.notes) == bool(last)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import pytest
-from built_machines import RTX_3090, RTX_5060
+from built_machines import RTX_3090, RTX_5060, a_build
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ambidex.device import hiding
-from ambidex.device.machine import Gpu
+from ambidex.device import hiding, rules
+from ambidex.device.machine import Driver, Gpu, Machine
 
 # Measured on torch 2.13.0's own parser.
 MEASURED = {
@@ -113,3 +114,68 @@ def test_a_mask_hides_only_where_it_leaves_a_gpu_out_or_may() -> None:
     }
     assert said == {"1,0": False, "0": True, "": True, "MIG-aa": True}
     assert not hiding.hides(gpus, {})
+
+
+def with_variable(name: str, value: str, listed: str, version: str = "2.9.0+cu130") -> Machine:
+    build = a_build(version, "13.0", listed)
+    return Machine(build=build, gpus=(RTX_5060,), driver=Driver("590.44.01"), env={name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "listed"),
+    [("CUDA_FORCE_PTX_JIT", "sm_90 sm_120"), ("CUDA_DISABLE_PTX_JIT", "sm_80 sm_90 compute_90")],
+)
+def test_a_variable_that_keeps_cuda_from_the_builds_code_is_the_cause_and_the_fix_unsets_it(
+    name: str, listed: str
+) -> None:
+    found = rules.judge(with_variable(name, "1", listed))
+    assert (found.cause.id, found.exit_code, found.verdict) == ("ARCH_NONE", 20, "none")
+    assert found.cause.text.startswith(f"{name}='1'")
+    assert [fix.commands for fix in found.fixes] == [(f"unset {name}",)]
+    assert found.gpus[0].verdict.kind == "none"
+    assert found.usable == ()
+    assert rules.judge(replace(with_variable(name, "1", listed), env={})).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "listed"),
+    [
+        ("CUDA_FORCE_PTX_JIT", "0", "sm_90 sm_120"),
+        ("CUDA_FORCE_PTX_JIT", "", "sm_90 sm_120"),
+        ("CUDA_FORCE_PTX_JIT", "1", "sm_120 compute_120"),
+        ("CUDA_DISABLE_PTX_JIT", "1", "sm_120 compute_120"),
+    ],
+)
+def test_a_variable_that_leaves_code_for_the_gpu_is_no_cause(name: str, value: str, listed: str) -> None:
+    assert rules.judge(with_variable(name, value, listed)).cause.id == "OK"
+
+
+def test_a_slices_own_name_hides_the_gpus_that_have_no_slices() -> None:
+    a100, v100 = Gpu("NVIDIA A100-SXM4-40GB", (8, 0), 0, "GPU-80"), Gpu("Tesla V100", (7, 0), 1, "GPU-70")
+    marked = hiding.mark((a100, v100), {"CUDA_VISIBLE_DEVICES": "MIG-1234"})
+    assert [gpu.visible for gpu in marked] == [True, False]
+
+
+@pytest.mark.parametrize(("listed", "driver"), [("sm_80 sm_90", "590.44.01"), ("sm_90 sm_120", "575.51.03")])
+def test_a_hidden_gpu_that_would_not_run_either_is_mended_on_both_counts(listed: str, driver: str) -> None:
+    hidden = replace(RTX_5060, visible=False)
+    machine = Machine(
+        build=a_build("2.13.0+cu130", "13.0", listed),
+        gpus=(hidden,),
+        driver=Driver(driver),
+        env={"CUDA_VISIBLE_DEVICES": "-1"},
+    )
+    first, *both = rules.judge(machine).fixes
+    assert first.commands == ("unset CUDA_VISIBLE_DEVICES",)
+    assert "does not run on it even so" in first.why
+    assert both
+    for fix in both:
+        assert fix.commands[0] == "unset CUDA_VISIBLE_DEVICES"
+        shown = (replace(hidden, visible=True),)
+        newer = Driver(fix.requires.get("driver", driver))
+        assert (
+            rules.judge(
+                replace(machine, build=fix.build or machine.build, gpus=shown, driver=newer)
+            ).exit_code
+            == 0
+        )

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,8 @@ from built_machines import A_LIST, elf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ambidex.device import environment, installed
-from ambidex.device.machine import Build
+from ambidex.device import environment, installed, rules
+from ambidex.device.machine import Build, Machine
 
 Install = Callable[..., Path]
 
@@ -164,3 +165,33 @@ def test_what_an_uninstall_left_behind_loses_to_a_later_package_as_in_python(
     assert told.stdout.strip() == str(good / "torch/__init__.py")
     alone = environment.Environment("python", "3.11", tmp_path, (left,))
     assert installed.find(alone) == left / "torch"
+
+
+def test_the_record_of_an_older_torch_that_was_left_behind_is_not_believed(install: Install) -> None:
+    folder = install("2.6.0+cu124", "12.4", installer="conda")
+    old = site(folder) / "torch-2.5.1+cu121.dist-info"
+    (old / "RECORD").write_text("torch/__init__.py,sha256=x,0\ntorch/lib/libgone.so,sha256=x,99\n")
+    own = site(folder) / "torch-2.6.0+cu124.dist-info"
+    own.mkdir()
+    (own / "INSTALLER").write_text("pip\n")
+    (own / "RECORD").write_text("torch/__init__.py,sha256=x,0\n")
+    assert read(folder).broken == ""
+    where = environment.at(folder)
+    assert environment.installer_of(where, installed.find(where), {}) == "pip"
+    (own / "RECORD").write_text("torch/lib/libmine.so,sha256=x,99\n")
+    assert "libmine.so is missing" in read(folder).broken
+
+
+def test_a_file_that_is_imported_in_torchs_place_is_named_and_nothing_is_to_be_installed(
+    install: Install, tmp_path: Path
+) -> None:
+    where = environment.at(install())
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / "torch.py").write_text("print('mine')\n")
+    found = installed.read(replace(where, places=(work, *where.places)))
+    answer = rules.judge(Machine(build=found))
+    assert answer.exit_code == 24
+    assert str(work / "torch.py") in answer.cause.text
+    assert [fix.commands for fix in answer.fixes] == [()]
+    assert installed.read(replace(where, places=(*where.places, work))).broken == ""

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ambidex.device import rules, whatif
+from ambidex.device.doctor import doctor
 from ambidex.device.machine import Arch, Build, Gpu, Machine
 from ambidex.errors import Problems
 
@@ -167,3 +168,31 @@ def test_it_is_said_that_a_nightly_channel_has_ended() -> None:
     found = rules.judge(whatif.machine_from(torch="nightly-cu124", gpu="RTX 5090", driver="570.124.06"))
     assert "nightly/cu124, ended on 2025-03-10" in found.cause.why
     assert "CUDA 12.4 predates this GPU" in found.cause.why
+
+
+@pytest.mark.parametrize(
+    ("typed", "read"),
+    [
+        ("2.0.1+cpu.cxx11.abi", "2.0.1+cpu"),
+        ("2.0.1+cu117.with.pypi.cudnn", "2.0.1+cu117"),
+        ("2.5.1+cu124_full", "2.5.1+cu124"),
+    ],
+)
+def test_a_tag_that_names_the_packing_too_is_the_same_build(typed: str, read: str) -> None:
+    found = doctor(torch=typed, gpu="RTX 4090", os="linux", probe=False)
+    assert found.data()["torch"]["version"] == read
+    assert found.exit_code == doctor(torch=read, gpu="RTX 4090", os="linux", probe=False).exit_code
+
+
+def test_wsl_is_named_once_where_it_is_described() -> None:
+    text = doctor(torch="2.7.0+cu128", gpu="RTX 5090", os="wsl", driver="576.02", probe=False).text()
+    assert text.lower().count("wsl") == 1
+
+
+def test_a_driver_that_no_longer_drives_the_supposed_gpu_is_noted() -> None:
+    late = doctor(torch="2.14.1+cu126", gpu="GTX 1080, RTX 4090", driver="595.71", os="linux", probe=False)
+    assert [
+        note for note in late.data()["not_checked"] if "no longer drives the GeForce GTX 1080: 580" in note
+    ]
+    fine = doctor(torch="2.14.1+cu126", gpu="GTX 1080", driver="580.95", os="linux", probe=False)
+    assert not [note for note in fine.data()["not_checked"] if "no longer drives" in note]

@@ -152,16 +152,25 @@ def pythons_of(version: str) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
     return (numbers(span["first"]), numbers(span.get("experimental", span["last"]))) if span else None
 
 
-def newest_for_python(python: str) -> str | None:
-    """The newest torch that has wheels for this Python, whatever the variant."""
-    known = table()
-    fitting = [
-        torch
-        for torch in known["versions"]["list"]
-        for span in [known["python"][".".join(torch.split(".")[:2])]]
-        if numbers(span["first"]) <= numbers(python)[:2] <= numbers(span["last"])
-    ]
-    return fitting[-1] if fitting else None
+def newest_on_pypi(python: str, os: str, machine: str) -> tuple[str, str] | None:
+    """The newest torch of PyPI's for this Python on this platform, and "", or the newest of all with the last Python
+    that has it. None where PyPI has no torch for the platform.
+    """
+    known, where = table(), f"{os}-{machine}"
+    wheels = known["pypi_wheels"]
+    if where not in wheels["last"]:
+        return None
+    last = wheels["last"][where] or known["versions"]["list"][-1]
+    own = wheels["pythons_of_last"].get(where)
+    fitting, ends = "", ""
+    for torch in known["versions"]["list"]:
+        if numbers(torch) > numbers(last):
+            continue
+        span = known["python"][".".join(torch.split(".")[:2])]
+        first, ends = own if own and torch == last else (span["first"], span["last"])
+        if numbers(first) <= numbers(python)[:2] <= numbers(ends):
+            fitting = torch
+    return (fitting, "") if fitting else (last, ends)
 
 
 def cuda_floor(cuda: str | None, os: str) -> str | None:
@@ -177,6 +186,14 @@ def gpu_floor(cc: tuple[int, int] | None) -> tuple[str, str] | None:
     return (row["driver"], row["cuda"]) if row else None
 
 
+def last_driver(cc: tuple[int, int] | None) -> str | None:
+    """The last branch of NVIDIA's driver that drives this GPU, None where none has ended: ``(6, 1)`` -> ``"580"``."""
+    if cc is None:
+        return None
+    ends: dict[str, str] = table()["drivers"]["gpu_last"]
+    return ends.get(str(cc[0])) or ends.get(f"{cc[0]}.{cc[1]}")
+
+
 def driver_cuda(driver: Driver, os: str) -> tuple[int, int] | None:
     """The newest CUDA that a driver speaks: its own word, else by NVIDIA's table. None where unknown."""
     if driver.cuda or not driver.version:
@@ -186,6 +203,12 @@ def driver_cuda(driver: Driver, os: str) -> tuple[int, int] | None:
         if at_least(driver.version, floor):
             speaks = pair(cuda)
     return speaks
+
+
+def newer_driver_than_table(driver: Driver, os: str) -> bool:
+    """Whether a driver is of a later branch than any that the table has, so that what it speaks is not known from it."""
+    newest = list(table()["drivers"]["cuda"]["windows" if os == "windows" else "linux"])[-1]
+    return numbers(driver.version or "")[:1] > numbers(newest)[:1]
 
 
 def first_toolkit(cc: tuple[int, int]) -> str | None:

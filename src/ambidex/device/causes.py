@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 from ambidex.device import builds, commands
 from ambidex.device.covers import (
+    barred_by,
     covers,
     driver_allows,
     floor,
@@ -144,7 +145,10 @@ def driver_old(machine: Machine) -> Cause | None:
     who = f"torch {machine.build.version}, which is CUDA {cuda}," if by_cuda else named(old)
     if needed != oldest:
         who = f"{named(old)}, for which this build has PTX alone,"
-    text = f"{present(machine).capitalize()} is too old: {who} needs {needed} or newer."
+    wants = f"{who} needs {needed} or newer"
+    if cuda and not builds.cuda_floor(cuda, host):  # a CUDA newer than the table
+        wants = f"torch {machine.build.version} needs one that speaks CUDA {numbers(cuda)[0]}"
+    text = f"{present(machine).capitalize()} is too old: {wants}."
     return Cause("DRIVER_OLD", text, _why_driver(machine, old, by_cuda=bool(by_cuda)))
 
 
@@ -157,6 +161,26 @@ def _why_driver(machine: Machine, old: Sequence[Gpu], *, by_cuda: bool) -> str:
     if by_cuda:
         sentences.append("torch.cuda.is_available() is False on such a driver.")
     return " ".join(sentences)
+
+
+def code_barred(machine: Machine) -> Cause | None:
+    """The build has code for the GPU, and a variable keeps CUDA from it."""
+    barred = [gpu for gpu in considered(machine) if barring(machine, gpu)]
+    if not barred:
+        return None
+    name = barring(machine, barred[0]) or ""
+    does, lacks = "take PTX alone", "has none that runs"
+    if name == "CUDA_DISABLE_PTX_JIT":
+        does, lacks = "compile no PTX", "has nothing else that runs"
+    text = (
+        f"{name}={machine.env[name]!r} makes CUDA {does}, and torch {machine.build.version} {lacks} on "
+        f"{named(barred)}, so no kernel can start there ({_SYMPTOM})."
+    )
+    return Cause("ARCH_NONE", text, "The build is not to blame: without that variable it runs.")
+
+
+def barring(machine: Machine, gpu: Gpu) -> str | None:
+    return barred_by(machine.env, machine.build, gpu, machine.driver, machine.os, machine.machine)
 
 
 def arch_none(machine: Machine) -> Cause | None:
@@ -251,6 +275,7 @@ IN_ORDER: tuple[Callable[[Machine], Cause | None], ...] = (
     container_no_gpu,
     hidden_by_env,
     driver_old,
+    code_barred,
     arch_none,
 )
 

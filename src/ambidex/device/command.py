@@ -12,6 +12,7 @@ from ambidex.device.paths import typed
 from ambidex.errors import Exit, Problem, Problems, did_you_mean
 
 _HALF_BYTES = 32 << 20
+_OF_A_MACHINE = ("python_env", "torch", "gpu", "driver", "python", "os", "machine")
 _EXIT_CODES = (
     "exit codes: 0 usable as asked; 2 usage; 10 no GPU or a CPU build, the CPU works (0 without --strict); "
     "20 this build has no code for the GPU; 21 driver too old; 22 the container got no GPU; 23 hidden by the "
@@ -56,7 +57,7 @@ def run(arguments: argparse.Namespace, wrong: Sequence[Problem] = ()) -> int:
     if arguments.action == "explain":
         if wrong:
             raise Problems(wrong)
-        return _explain(arguments.file or "-")
+        return _explain(arguments.file or "-", as_json=arguments.json)
     from ambidex.device.doctor import doctor
     from ambidex.device.report import for_people
 
@@ -92,6 +93,11 @@ def _at_odds(arguments: argparse.Namespace) -> list[Problem]:
         found.append(
             Problem(f"{words!r} is not understood.", wanted="explain, or flags alone", fix=near or quoted)
         )
+    given = [name for name in _OF_A_MACHINE if getattr(arguments, name) is not None]
+    if arguments.action == "explain" and given:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        what = f"explain reads a text alone, and {flags} would change nothing in its answer."
+        found.append(Problem(what, fix=f"leave {flags} out"))
     if arguments.json and arguments.report:
         found.append(Problem("--json and --report exclude each other.", fix="leave one of them out"))
     return found
@@ -131,11 +137,11 @@ def _print(text: str) -> None:
             raise Problems(Problem(what), Exit.CANNOT_WRITE) from None
 
 
-def _explain(name: str) -> int:
+def _explain(name: str, *, as_json: bool) -> int:
     from ambidex.device.explain import explain
 
     explained = explain(_text(name))
-    _print(str(explained))
+    _print(explained.json() if as_json else str(explained))
     return explained.exit_code
 
 
@@ -148,12 +154,27 @@ def _ends(file: BinaryIO) -> str:
     while chunk := file.read(_HALF_BYTES):
         tail = (tail + chunk)[-_HALF_BYTES:]
     text = head + tail
-    utf16 = (
-        text[:2] in (b"\xff\xfe", b"\xfe\xff") and b"\0" in text[:100]
-    )  # what `>` writes in Windows PowerShell
-    if utf16:
-        text = text.decode("utf-16", "replace").encode("utf-8", "replace")
+    coding = _two_bytes(text[:200])
+    if coding:
+        text = text.decode(coding, "replace").encode("utf-8", "replace")
     return excerpt(text).decode("utf-8", "replace")
+
+
+def _two_bytes(begins: bytes) -> str:
+    """Which UTF-16 a text begins in, '' for any other coding: `>` in Windows PowerShell writes it."""
+    if b"\0" not in begins:
+        return ""
+    if begins[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return "utf-16"
+    pairs = max(1, len(begins) // 2)  # without a mark at its start, every other byte of plain words is zero
+    return next(
+        (
+            name
+            for name, first in (("utf-16-le", 1), ("utf-16-be", 0))
+            if begins[first::2].count(0) > 0.7 * pairs
+        ),
+        "",
+    )
 
 
 def _text(name: str) -> str:

@@ -7,8 +7,9 @@ pin torch themselves, so they are reinstalled in the same command, unpinned.
 
 from __future__ import annotations
 
+import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath, PureWindowsPath
 
 from ambidex.device.machine import Gpu, Machine
@@ -29,6 +30,8 @@ def reinstall(machine: Machine, requirement: str, index: str) -> tuple[str, ...]
     """
     there = machine.build.version is not None or bool(machine.build.broken)
     packages = ("torch", *machine.companions)
+    if machine.installer == "system":
+        return _in_a_venv(machine, _started(machine), requirement, packages, index)
     if machine.installer == "target":
         return (_install(_into_folder(machine), requirement, packages, index),)
     if machine.installer == "poetry":
@@ -40,10 +43,11 @@ def reinstall(machine: Machine, requirement: str, index: str) -> tuple[str, ...]
             if there
             else ()
         )
-        return (*removed, _install(f"{_program(machine)} -m pip install", requirement, packages, index))
+        return (*removed, _install(f"{_started(machine)} -m pip install", requirement, packages, index))
     remove, install = _pip_words(machine)
+    made = (f"{_started(machine)} -m ensurepip --upgrade",) if machine.installer == "bare" else ()
     removed = (f"{remove} {' '.join(packages)}",) if there else ()
-    return (*removed, _install(install, requirement, packages, index))
+    return (*made, *removed, _install(install, requirement, packages, index))
 
 
 def elsewhere(machine: Machine, python: str, requirement: str, index: str) -> tuple[str, ...]:
@@ -58,6 +62,12 @@ def elsewhere(machine: Machine, python: str, requirement: str, index: str) -> tu
         made = f"uv venv --python {python} .venv-torch"
         return (made, _install(f"uv pip install --python {_venv(machine.os)}", requirement, packages, index))
     maker = f"py -{python}" if machine.os == "windows" else f"python{python}"
+    return _in_a_venv(machine, maker, requirement, packages, index)
+
+
+def _in_a_venv(
+    machine: Machine, maker: str, requirement: str, packages: Sequence[str], index: str
+) -> tuple[str, ...]:
     return (
         f"{maker} -m venv .venv-torch",
         _install(f"{_venv(machine.os)} -m pip install", requirement, packages, index),
@@ -81,13 +91,18 @@ def renew(machine: Machine, package: str) -> tuple[str, ...]:
             f"{words} --target {_program(machine)} {_BUILD_TOOLS}",
             f"{_seeing_folder(machine)}{words} --upgrade --target {_program(machine)} {anew}",
         )
-    program = "poetry run python" if machine.installer == "poetry" else _program(machine)
+    program = "poetry run python" if machine.installer == "poetry" else _started(machine)
     words = f"{program} -m pip install"
+    if machine.installer == "system":  # what is to be renewed was put there against the system's advice
+        words += " --break-system-packages"
+    if machine.installer == "bare":
+        made = f"{program} -m ensurepip --upgrade"
+        return (made, f"{words} {_BUILD_TOOLS}", f"{words} --upgrade --force-reinstall {anew}")
     return (f"{words} {_BUILD_TOOLS}", f"{words} --upgrade --force-reinstall {anew}")
 
 
-def build_settings(package: str, capabilities: Iterable[tuple[int, int]]) -> str:
-    """What tells the package's own build which GPUs to make code for: NAME="VALUE", or empty where none can.
+def build_settings(package: str, capabilities: Iterable[tuple[int, int]], os: str = "linux") -> str:
+    """What to type so that the package's own build makes code for these GPUs; empty where it can make none.
 
     flash_attn's setup.py gives nvcc its own list, after which torch passes over TORCH_CUDA_ARCH_LIST; it
     knows one number a major version, from 8.0 on, and fetches a wheel made elsewhere unless forced.
@@ -95,8 +110,14 @@ def build_settings(package: str, capabilities: Iterable[tuple[int, int]]) -> str
     wanted = list(dict.fromkeys(capabilities))
     if package.replace("-", "_") == "flash_attn":
         listed = ";".join(dict.fromkeys(f"{major}0" for major, _ in wanted if major >= 8))
-        return f'FLASH_ATTENTION_FORCE_BUILD=TRUE FLASH_ATTN_CUDA_ARCHS="{listed}"' if listed else ""
-    return f'TORCH_CUDA_ARCH_LIST="{";".join(f"{major}.{minor}" for major, minor in wanted)}"'
+        settings = {"FLASH_ATTENTION_FORCE_BUILD": "TRUE", "FLASH_ATTN_CUDA_ARCHS": listed}
+        if not listed:
+            return ""
+    else:
+        settings = {"TORCH_CUDA_ARCH_LIST": ";".join(f"{major}.{minor}" for major, minor in wanted)}
+    if os != "windows":  # where a semicolon ends a command
+        settings = {name: f'"{value}"' for name, value in settings.items()}
+    return _set(settings, os)
 
 
 def unset(variables: Sequence[str], os: str) -> str:
@@ -111,10 +132,14 @@ def show_only(gpus: Sequence[Gpu], os: str) -> str:
     by_uuid = all(gpu.uuid for gpu in gpus)
     order = {} if by_uuid else {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     shown = ",".join(gpu.uuid if by_uuid else str(gpu.index) for gpu in gpus)
-    settings = {**order, "CUDA_VISIBLE_DEVICES": shown}
+    return _set({**order, "CUDA_VISIBLE_DEVICES": shown}, os)
+
+
+def _set(variables: Mapping[str, str], os: str) -> str:
+    """Puts variables into the environment, in a POSIX shell or in PowerShell."""
     if os == "windows":
-        return "; ".join(f'$env:{name} = "{value}"' for name, value in settings.items())
-    return "export " + " ".join(f"{name}={value}" for name, value in settings.items())
+        return "; ".join(f'$env:{name} = "{value}"' for name, value in variables.items())
+    return "export " + " ".join(f"{name}={value}" for name, value in variables.items())
 
 
 def _into_folder(machine: Machine) -> str:
@@ -156,6 +181,7 @@ def _pip_words(machine: Machine) -> tuple[str, str]:
     if machine.installer == "uv":
         where = "" if program == "python" else f" --python {program}"
         return f"uv pip uninstall{where}", f"uv pip install{where}"
+    program = _started(machine)
     return f"{program} -m pip uninstall -y", f"{program} -m pip install"
 
 
@@ -177,10 +203,21 @@ def _venv(os: str) -> str:
 
 
 def _program(machine: Machine) -> str:
+    """The Python, or the folder, as an argument of another program."""
     return _quoted(machine.executable, machine.os)
 
 
+def _started(machine: Machine) -> str:
+    """The Python as the first word of a line: PowerShell takes a quoted one for a text, unless it is called by `&`."""
+    program = _program(machine)
+    return f"& {program}" if machine.os == "windows" and program[0] in "\"'" else program
+
+
 def _quoted(path: str, os: str) -> str:
-    if os == "windows":
-        return f'"{path}"' if " " in path else path
-    return shlex.quote(path)
+    if os != "windows":
+        return shlex.quote(path)
+    if re.fullmatch(r"[\w:\\/.~+-]+", path):
+        return path
+    if "$" in path or "`" in path:  # which PowerShell obeys within double quotes
+        return "'" + path.replace("'", "''") + "'"
+    return f'"{path}"'

@@ -7,7 +7,9 @@ their own SASS. Source: NVIDIA's Blackwell Compatibility Guide 13.0, and torch 2
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import cache
 
 from ambidex.device import builds
@@ -92,6 +94,26 @@ def verdict(
             "unknown", "", f"what torch {build.version} has code for is in no table and cannot be read"
         )
     return _best(build, entries, gpu.cc, builds.driver_cuda(driver or Driver(), os))
+
+
+# Variables of the driver's that take code away from every program, and the kind of entry that they leave (CUDA's
+# programming guide, "CUDA Environment Variables").
+_LEAVES = {"CUDA_FORCE_PTX_JIT": "compute", "CUDA_DISABLE_PTX_JIT": "sm"}
+
+
+def barred_by(
+    env: Mapping[str, str], build: Build, gpu: Gpu, driver: Driver, os: str, machine: str
+) -> str | None:
+    """The variable without which `build` would run on `gpu`, None where none stands in its way."""
+    entries = known_archs(build, os, machine)
+    if not entries or not verdict(build, gpu, driver, "", os, machine).runs:
+        return None
+    for name, kind in _LEAVES.items():
+        left = replace(build, archs=tuple(entry for entry in entries if entry.kind == kind))
+        in_force = env.get(name, "").strip() not in ("", "0")
+        if in_force and not verdict(left, gpu, driver, "", os, machine).runs:
+            return name
+    return None
 
 
 def _best(build: Build, entries: tuple[Arch, ...], cc: Capability, driver_cuda: Capability | None) -> Verdict:
@@ -196,14 +218,36 @@ def floor(build: Build | None, gpu: Gpu, os: str) -> str | None:
 def driver_allows(driver: Driver, build: Build | None, gpu: Gpu, os: str) -> bool:
     """Whether the driver is new enough for the build and for the GPU. An unknown driver is taken to be."""
     if driver.version:
-        needed = floor(build, gpu, os)
-        return needed is None or at_least(driver.version, needed)
+        needed = floor(None if _is_forward(driver, build, gpu, os) else build, gpu, os)
+        new_enough = needed is None or at_least(driver.version, needed)
+        return new_enough and not _of_an_unknown_cuda(driver, build, os)
     if driver.cuda is None:
         return True
     cuda = pair(builds.cuda_of(build)) if build else None
     by_gpu = builds.gpu_floor(gpu.cc)
     new_enough_for_gpu = by_gpu is None or driver.cuda >= (pair(by_gpu[1]) or (0, 0))
     return new_enough_for_gpu and (cuda is None or driver.cuda[0] >= cuda[0])
+
+
+def _of_an_unknown_cuda(driver: Driver, build: Build | None, os: str) -> bool:
+    """Whether the build's CUDA is newer than the table, and of a later major version than the driver speaks."""
+    cuda = pair(builds.cuda_of(build)) if build else None
+    if cuda is None or builds.cuda_floor(dotted(cuda), os):
+        return False
+    speaks = builds.driver_cuda(driver, os)
+    return speaks is not None and speaks[0] < cuda[0] and not builds.newer_driver_than_table(driver, os)
+
+
+def _is_forward(driver: Driver, build: Build | None, gpu: Gpu, os: str) -> bool:
+    """Whether forward compatibility is in force: a library of a newer CUDA (cuda-compat, as NVIDIA's own images have it)
+    speaks for an older driver. NVIDIA allows it on datacentre GPUs alone; elsewhere it ends in error 804.
+    """
+    by_table = builds.driver_cuda(Driver(driver.version), os)
+    cuda = pair(builds.cuda_of(build)) if build else None
+    if driver.cuda is None or by_table is None or cuda is None or by_table[0] >= cuda[0]:
+        return False
+    for_people = re.search(r"geforce|rtx|gtx|quadro|titan", gpu.name, re.IGNORECASE)
+    return driver.cuda[0] >= cuda[0] and not for_people
 
 
 def sm(cc: Capability) -> str:

@@ -81,6 +81,7 @@ def doctor(
 
         imagined = _read(lambda: whatif.machine_from(**words, here=_unhidden(here)), problems) or here
         notes = whatif.not_installable(imagined) if torch is not None and not problems else ()
+        notes += whatif.not_driven(imagined)
         found = replace(found, machine=replace(imagined, cpu=found.machine.cpu), notes=notes)
     if problems:
         raise Problems(problems)
@@ -141,6 +142,11 @@ def diagnose(
             notes = "; ".join(found.seen.notes)
             reason = _unlisted(one, probe, notes)
             answer = replace(answer, cause=replace(answer.cause, why=notes or answer.cause.why))
+            last = found.seen.last_driver
+            way = _older_driver(one, last) if last and one.driver.version else None
+            if found.seen.undriven and not one.container.kind:
+                way = _first_driver(one, last)
+            answer = replace(answer, fixes=(way, *answer.fixes)) if way else answer
             if reason is not None:
                 way_out = _newer_driver(one) if reason.id == "DRIVER_OLD" else ()
                 answer = replace(_instead(answer, reason), fixes=way_out)
@@ -193,7 +199,7 @@ def _with_probe(found: Facts, probe: Probe | None) -> tuple[Machine, list[Tried]
     if probe is None or not probe.ran:
         return machine, None
     if probe.cause == "import_failed":
-        return replace(machine, build=replace(machine.build, broken=probe.text)), None
+        return replace(machine, build=replace(machine.build, broken=_with_remedy(probe.text))), None
     if not machine.gpus:
         seen = tuple(
             Gpu(one.name, None if machine.build.hip else one.cc, number, one.uuid)
@@ -211,6 +217,16 @@ def _with_probe(found: Facts, probe: Probe | None) -> tuple[Machine, list[Tried]
         Tried(gpu.index, one.ok, *(("", "") if one.ok else _told(one.cause, one.text, machine)))
         for gpu, one in _matched(visible, probe)
     ]
+
+
+def _with_remedy(text: str) -> str:
+    """What kept torch from being imported, with its cause where a new copy of torch may not mend it."""
+    from ambidex.device import fingerprints
+
+    for known, _ in fingerprints.matches(text):
+        if known.id in ("glibc", "libstdcxx", "shadowed", "symbol_nvjitlink", "symbol_mkl", "dll_missing"):
+            return f"{text}. Before torch is installed anew: {known.fix}"
+    return text
 
 
 def _matched(visible: Sequence[Gpu], probe: Probe) -> list[tuple[Gpu, probing.DeviceProbe]]:
@@ -267,6 +283,29 @@ def _newer_driver(machine: Machine) -> tuple[Fix, ...]:
         return ()
     why = f"{update_driver(machine, needed)}: torch {machine.build.version} needs it."
     return (Fix(requires={"driver": needed}, why=why, build=machine.build),)
+
+
+def _first_driver(machine: Machine, last: str) -> Fix:
+    """The driver that is not there: without it nobody can tell which GPU it is."""
+    needed = "" if last else builds.cuda_floor(builds.cuda_of(machine.build), driver_os(machine))
+    version = (
+        f", {needed} or newer" if needed else f" of the {last} branch, the last for this GPU" if last else ""
+    )
+    why = (
+        f"Install the NVIDIA driver{version} (on Ubuntu: sudo ubuntu-drivers install; elsewhere the distribution's "
+        "package), restart, and ask again: it tells which GPU this is."
+    )
+    return Fix(requires={"driver": needed} if needed else {}, why=why, build=machine.build)
+
+
+def _older_driver(machine: Machine, last: str) -> Fix:
+    """The present driver is too new for the GPU."""
+    where = " on the host" if machine.container.kind else ""
+    why = (
+        f"Install a driver of the {last} branch{where} (on Ubuntu: sudo apt install nvidia-driver-{last}) in place of "
+        f"{machine.driver.version}, which is too new for this GPU, and restart."
+    )
+    return Fix(why=why, build=machine.build)
 
 
 def _hanging(answer: Diagnosis, found: Facts) -> Diagnosis:

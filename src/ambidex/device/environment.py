@@ -84,8 +84,24 @@ def at(where: str | Path, *, put: Callable[..., Answer] = ask, seconds: float = 
 
 def installer_of(environment: Environment, torch: Path | None, environ: Mapping[str, str]) -> str:
     """pip, uv, poetry or conda: what put torch there says its INSTALLER file; without torch, what the place
-    looks like. A folder that has no Python of its own is pip's `target`.
+    looks like. A folder that has no Python of its own is pip's `target`, a Python into which pip may not install is
+    the `system`'s, and a virtual environment without pip is `bare`.
     """
+    found = _installer_of(environment, torch, environ)
+    if found in ("pip", "uv") and _is_the_systems(environment):
+        return "system"
+    bare = found == "pip" and _pyvenv(environment.prefix) and not _holds(environment.places, "pip")
+    return "bare" if bare else found
+
+
+def _is_the_systems(environment: Environment) -> bool:
+    """Whether the system keeps this Python to itself (PEP 668): there, pip refuses to install and to uninstall."""
+    folders = (f"lib/python{environment.python}", f"lib64/python{environment.python}", "Lib")
+    marked = any(is_file(environment.prefix / folder / "EXTERNALLY-MANAGED") for folder in folders)
+    return marked and not _pyvenv(environment.prefix)
+
+
+def _installer_of(environment: Environment, torch: Path | None, environ: Mapping[str, str]) -> str:
     if environment.places == (environment.prefix,) and not environment.program:
         return "target"
     wrote = _installer_file(torch)
@@ -208,10 +224,23 @@ def _pyvenv(prefix: Path) -> dict[str, str]:
     return {key.strip().lower(): value.strip() for key, _, value in pairs}
 
 
+def records(torch: Path) -> tuple[Path, ...]:
+    """The installation records of the torch in this folder: of several those of the version that it has."""
+    found = sorted(torch.parent.glob("torch-*.dist-info"))
+    if len(found) < 2:
+        return tuple(found)
+    try:
+        version = (torch / "version.py").read_text("utf-8", "replace")
+    except (OSError, ValueError):
+        return ()
+    names = ((info, info.name.removeprefix("torch-").removesuffix(".dist-info")) for info in found)
+    return tuple(info for info, name in names if re.search(rf"['\"]{re.escape(name)}['\"]", version))
+
+
 def _installer_file(torch: Path | None) -> str:
     if torch is None:
         return ""
-    for folder in sorted(torch.parent.glob("torch-*.dist-info")):
+    for folder in records(torch):
         try:
             return (folder / "INSTALLER").read_text("utf-8", "replace").strip().lower()
         except (OSError, ValueError):

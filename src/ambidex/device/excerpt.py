@@ -6,11 +6,15 @@ around them is read closely. A text of ordinary length is kept whole.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 _WHOLE_BYTES = 256 << 10
 _AROUND_BYTES = 1500
 _TIMES = 4  # the first and the last so many of each word
+# Colours and other commands to a terminal, also where a log or a paste has spelled the escape character out.
+_ESCAPE = r"\x1b(?:\[[0-?]{0,30}[ -/]{0,3}[@-~]|\][^\x07\x1b\n]{0,200}(?:\x07|\x1b\\)|[()][A-Z0-9])"
+_SPELLED = r"(?:\\u001b|\\x1b|\\033|\^\[)\[[\d;]{0,20}[mK]"
 
 # CUDA itself speaks English alone; these are from programs and forums that translate what it said.
 _KERNEL_IMAGE = (
@@ -39,6 +43,63 @@ WORDS: tuple[bytes, ...] = (
     ),
     *(b"no nvidia gpu", b"unknown error", b"out of memory", b"outofmemory", b"alloc_failed", b"device-side"),
     *(b"illegal memory access", b"the cpu is forced"),
+    *(
+        b"unsatisfied condition",
+        b"nvidia-container-cli",
+        b"unresolvable cdi",
+        b"runtime name: nvidia",
+        b"glibc",
+        b"cxxabi",
+    ),
+    *(
+        b"module 'torch'",
+        b"torchvision::",
+        b"different cuda",
+        b"no version of torch",
+        b"no wheels",
+        b"distribution `torch",
+    ),
+    *(
+        b"not a supported wheel",
+        b"installation candidates",
+        b"unable to load any",
+        b"libnvrtc-builtins",
+        b"tensile",
+    ),
+    *(
+        b"nvrtc: error",
+        b"triton gpu compiler",
+        b"only supports ampere",
+        b"bfloat16 is only",
+        b"bf16/gpu",
+        b"forked subprocess",
+    ),
+    *(
+        b"bus error",
+        b"shared memory",
+        b"defaultcpuallocator",
+        b"fallen off",
+        b"gpu is lost",
+        b"xid (",
+        b"busy or unavailable",
+    ),
+    *(
+        b"uncorrectable ecc",
+        b" 209",
+        b"driver not loaded",
+        b"you might not have",
+        b"libnvidia-ml",
+        b"nvidia-smi",
+        b"no devices were",
+    ),
+    *(
+        b"xformers was built",
+        b"binary not found at",
+        b"setup failed despite",
+        b"cuda_home",
+        b"mismatches the version",
+    ),
+    *(b"legacy drivers", b"capability sm_", b"runtime specified", b"different cuda"),
     *(word.encode() for word in (*_KERNEL_IMAGE, "symbol", "符号", "符號", "символ", "símbolo", "シンボル")),
     # What tells of the machine.
     *(b"sm_", b"compute_", b"pytorch version", b"torch==", b"torch-2", b"+cu1", b"driver version"),
@@ -46,10 +107,16 @@ WORDS: tuple[bytes, ...] = (
 )
 
 
+def without_escapes(text: str) -> str:
+    """The text without the colours that stand between its words."""
+    return re.sub(f"{_ESCAPE}|{_SPELLED}", "", text, flags=re.IGNORECASE)
+
+
 def excerpt(text: bytes) -> bytes:
     """The text itself, or of a long one what stands around the words."""
     if len(text) <= _WHOLE_BYTES:
         return text
+    text = re.sub(_ESCAPE.encode(), b"", text)
     small = text.lower()
     kept: list[tuple[int, int]] = []
     for at in sorted({at for word in WORDS for at in _places(small, word)}):

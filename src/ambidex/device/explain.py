@@ -12,20 +12,36 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from ambidex.device import fingerprints, rules
+from ambidex.device import fingerprints, gpus, rules
 from ambidex.device.commands import in_a_terminal
 from ambidex.device.covers import is_integrated
 from ambidex.device.diagnosis import Diagnosis
+from ambidex.device.excerpt import without_escapes
 from ambidex.device.facts import this_machine
+from ambidex.device.gpus import Known
 from ambidex.device.layout import laid_out
 from ambidex.device.machine import Arch, Build, Driver, Gpu, Machine
 from ambidex.errors import Problems
 
 _UNNAMED = "?"
-WRAPPED = "not_compatible"  # the warning whose lines torch breaks
+# Sentences long enough to be told where a line breaks in them: torch breaks its warning's, a terminal everybody's.
+_MAY_BE_TORN = frozenset(
+    {
+        "not_compatible",
+        "no_kernel_image",
+        "not_compiled",
+        "driver_old",
+        "driver_insufficient",
+        "no_driver",
+        "no_device",
+    }
+    | {"forward_compat", "driver_mismatch", "deserialize", "container_toolkit", "ptx_toolchain", "forked"}
+)
+_WORDS_OF_A_SENTENCE = 4
 UNKNOWN = 30  # exit code where nothing was recognised
 _ENTRY = r"(?:sm|compute)_\d{2,3}[af]?"
 _LIST = re.compile(rf"{_ENTRY}(?:['\",\s]{{1,6}}{_ENTRY})*")
+_SUPPORTS = re.compile(rf"supports CUDA capabilities ({_LIST.pattern})", re.IGNORECASE)
 # torch's three warnings: by capability with the ends of the list (to 2.10) or with all of it (from 2.11), and by list.
 _FOUND = re.compile(
     r"\bFound (?:GPU\d+ )?(?P<name>(?:(?!\bFound )[^\"']){1,80}?) which is of (?:cuda|compute) capability (?:\(CC\) )?"
@@ -47,16 +63,24 @@ _ARM = re.compile(r"\baarch64\b|\bGB10\b|\bJetson\b|\bGH200\b|\bGB200\b|\bDGX Sp
 _CC = re.compile(
     r"(?:compute|CUDA) capability:?\s+(?:is\s+)?(?P<major>\d{1,2})\.(?P<minor>\d)\b", re.IGNORECASE
 )
+_MAKER = re.compile(r"\b(?:NVIDIA|Tesla|Quadro|GeForce|TITAN) (?=\S)")
+_MAKERS = 50  # so many are looked at
 _NAMED = re.compile(
     r"\b(?:NVIDIA )?(?:GeForce )?(?:RTX (?:PRO )?\d{4}(?: ?Ti| SUPER| Ada| Blackwell)*(?: Laptop GPU)?|GTX "
     r"\d{3,4}(?: ?Ti| SUPER)*"
     r"|[AHBLTVP]\d{2,3}S?\b(?=[ -]?(?:PCIe|SXM|\d+GB))|GH200|GB10|GB200)"
 )
 _VERSION = re.compile(
-    r"(?:\btorch(?: version)?\s*[=:\s-]=?\s*v?|PyTorch(?: "
+    r"(?:\btorch(?: version)?\s*[=:\s-]=?\s*v?|torch\.__version__[\s:=)>'\"]{0,8}|PyTorch(?: "
     r"version)?:?\s+v?|PyTorch CUDA builds for release )(?P<version>\d+\.\d+(?:\.\d+)?(?:\.dev\d{8}|a0|rc\d+)?"
     r"(?:\+[\w.]+)?)",
     re.IGNORECASE,
+)
+# xformers tells first what it was built for, and then what is installed.
+_HAVE = re.compile(r"PyTorch \S{1,40} with CUDA \S{1,9} \(you have (?P<version>\d+\.\d+[\w.+]{0,30})\)")
+# What `print(torch.__version__)` leaves: no word of torch before it. torchvision's begins with a 0.
+_BARE_VERSION = re.compile(
+    r"(?<![\w.+-])(?P<version>[12]\.\d{1,2}\.\d(?:\.dev\d{8})?\+(?:cu\d{3}|cpu|rocm[\d.]+))(?![\w.])"
 )
 _DRIVER = re.compile(r"Driver Version:\s*(?P<version>\d{3}\.\d{2,3}(?:\.\d{2})?)", re.IGNORECASE)
 # What programs put before each line of a log: who speaks, when, how loud.
@@ -65,14 +89,20 @@ _PREFIX = re.compile(
     r"\([^()\n]{0,60}\bpid=\d+[^()\n]{0,60}\):?"  # (APIServer pid=1), (Worker pid=369, ip=10.0.0.3)
     r"|\[(?:[a-z]{0,12}[ -]?\d{1,5}(?:,\d{1,5})?|[^\[\]\n]{0,20}\d\d:\d\d:\d\d[^\[\]\n]{0,60})\](?:<\w{1,8}>)?:?"
     r"|\[?(?:DEBUG|INFO|WARN|WARNING|ERROR)\]?:?(?=\s)"
-    r"|(?:\d{4}-\d\d-\d\d[T ])?\d\d:\d\d:\d\d(?:[.,]\d{1,9})?(?:Z|[+-]\d\d:?\d\d)?:?(?=\s)"
+    r"|(?:DEBUG|INFO|WARNING|ERROR|CRITICAL):[\w.]{1,60}:"  # Python's logging
+    r"|-(?:\s(?:[\w.]{1,60}\s-\s)?(?:DEBUG|INFO|WARNING|ERROR|CRITICAL)(?:\s-\s[\w.]{1,60})?)\s-(?=\s)"
+    r"|(?:(?:\d{4}[-/]\d\d[-/]\d\d|\d\d/\d\d/\d{4})[T ])?\d\d:\d\d:\d\d(?:[.,]\d{1,9})?(?:Z|[+-]\d\d:?\d\d)?:?(?=\s)"
+    r"|std(?:out|err) [FP](?=\s)"  # Kubernetes
+    r"|[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d [\w.-]{1,64} [^\s:\[]{1,64}(?:\[\d{1,7}\])?:(?=\s)"  # syslog, journalctl
+    r"|[IWEF]\d{4} \d\d:\d\d:\d\d\.\d{1,9}\s{1,4}\d{1,9}\s[\w./\\-]{1,120}:\d{1,6}\]"  # glog, torchrun
+    r"|##\[[a-z]{1,12}\]"  # GitHub Actions, Azure
+    r"|E(?=\s{2,})"  # pytest
     r"|[\w.-]{1,60} {0,20}\|"  # vllm-1  |
     r"|\d{1,5}:(?=\s)"  # srun -l
     r"|#\d{1,4} \d{1,6}\.\d{1,4}(?=\s)"  # docker build
     r"|[>|](?=\s)"
     r")"
 )
-_COLOUR = re.compile(r"\x1b\[[\d;]{0,20}m")
 _WINDOWS = re.compile(r"[A-Za-z]:\\|\.dll\b|\bWindows\b|\bwin_amd64\b")
 
 
@@ -94,6 +124,22 @@ class Explained:
     def exit_code(self) -> int:
         return 0 if self.cause else UNKNOWN
 
+    def json(self) -> str:
+        """As the doctor's own JSON has it, where it has the same."""
+        import json
+
+        data = {
+            "schema": 1,
+            "exit_code": self.exit_code,
+            "cause": {"id": self.cause, "text": self.text},
+            "why": self.why,
+            "fixes": list(self.fix),
+            "read": list(self.seen),
+            "wheel": list(self.betrays),
+            "also": list(self.also),
+        }
+        return json.dumps(data, indent=2)
+
     def __str__(self) -> str:
         if not self.cause and not self.seen:
             return self.text
@@ -110,6 +156,7 @@ class _Read:
     """The facts in a text."""
 
     gpu: Gpu | None = None
+    others: tuple[Gpu, ...] = ()  # more GPUs of which torch complains
     archs: tuple[Arch, ...] = ()
     version: str | None = None
     driver: Driver = field(default_factory=Driver)
@@ -138,13 +185,13 @@ class _Read:
 
 def explain(text: str) -> Explained:
     """The cause in the text and the way out of it, or the plain statement that nothing in it is known."""
+    text = without_escapes(text)
     lines = _without_prefixes(text)
     running = " ".join(lines.split())
-    facts = _read(lines, running)
     hits = _without_doubles(_hits(text, running))
+    facts, judged = _judged_worst(_read(lines, running), hits)
     betrays = betrayed(facts.archs) if facts.listed else ()
-    judged = _judged(facts)
-    if judged is not None and (not hits or hits[0][0].doctor in ("ARCH_NONE", "")):
+    if judged is not None and (not hits or _is_for_the_rules(hits[0][0], judged)):
         return _by_rules(facts, judged, hits, betrays)
     if not hits and betrays:
         said = "No known error is in this text; below is what its list of architectures tells."
@@ -152,21 +199,36 @@ def explain(text: str) -> Explained:
     if not hits:
         return Explained(text=_nothing(text, facts), seen=facts.words(), betrays=betrays)
     first, match = hits[0]
-    fix = (first.fix, *_commands(judged, facts.os))
+    runs = judged is not None and judged.cause.id == "OK" and first.doctor != "ARCH_NONE"
+    fix = (first.fix, *_commands(None if runs else judged, facts.os))
     return Explained(
         cause=first.id,
         text=_filled(first.cause, first, match),
         why=_three_cudas(first),
         fix=fix,
         seen=facts.words(),
-        also=tuple(_filled(other.cause, other, hit) for other, hit in hits[1:]),
+        also=(*(_filled(other.cause, other, hit) for other, hit in hits[1:]), *_dead(judged, first)),
         betrays=betrays,
     )
 
 
+def _is_for_the_rules(known: fingerprints.Fingerprint, judged: Diagnosis) -> bool:
+    """Whether the error is about code for the GPU, which the rules judge by what the text tells. A build that
+    runs by old PTX alone is what its own error says.
+    """
+    by_ptx = judged.verdict == "jit" and known.id == "fmha_arch"
+    return known.doctor == "ARCH_NONE" and not by_ptx
+
+
+def _dead(judged: Diagnosis | None, first: fingerprints.Fingerprint) -> tuple[str, ...]:
+    """What stands in the way after the error of the text: a build without code for the GPU that it names."""
+    dead = judged is not None and judged.cause.id == "ARCH_NONE" and first.doctor != "ARCH_NONE"
+    return (judged.cause.text.replace(f"torch {_UNNAMED}", "This torch"),) if dead and judged else ()
+
+
 def _without_prefixes(text: str) -> str:
-    """The text without the words that another program put before its lines, and without colours."""
-    return "\n".join(map(_without_prefix, _COLOUR.sub("", text).splitlines()))
+    """The text without the words that another program put before its lines."""
+    return "\n".join(map(_without_prefix, text.splitlines()))
 
 
 def _without_prefix(line: str) -> str:
@@ -179,10 +241,12 @@ def _without_prefix(line: str) -> str:
 def _hits(text: str, running: str) -> list[tuple[fingerprints.Fingerprint, re.Match[str]]]:
     """What is known in the text as it stands, or where its lines are joined; the root first.
 
-    Across lines only what torch itself breaks: other words that come to stand side by side are no finding.
+    Across lines only whole sentences: a few words that come to stand side by side are no finding.
     """
     found = {
-        known.id: (known, match) for known, match in fingerprints.matches(running) if known.id == WRAPPED
+        known.id: (known, match)
+        for known, match in fingerprints.matches(running)
+        if known.id in _MAY_BE_TORN and len(match[0].split()) >= _WORDS_OF_A_SENTENCE
     }
     found |= {known.id: (known, match) for known, match in fingerprints.matches(text)}
     return [found[known.id] for known in fingerprints.KNOWN if known.id in found]
@@ -235,18 +299,22 @@ def betrayed(archs: Sequence[Arch]) -> tuple[str, ...]:
 def _read(lines: str, running: str) -> _Read:
     """The facts: by what a text says, however it breaks its lines. ``running`` is all of it on one line."""
     lists = [re.findall(_ENTRY, hit) for hit in _LIST.findall(running)]
-    lists = [entries for entries in lists if len(entries) > 1]
+    # One entry alone is a list only where a sentence says so.
+    told = [re.findall(_ENTRY, hit) for hit in _SUPPORTS.findall(running)]
+    lists = told or [entries for entries in lists if len(entries) > 1]
     archs: tuple[Arch, ...] = ()
     if lists:
         archs = tuple(dict.fromkeys(Arch.parse(entry) for entry in max(lists, key=len)))
-    version, python = _VERSION.search(running), _PYTHON.search(running)
+    version = _HAVE.search(running) or _VERSION.search(running) or _BARE_VERSION.search(running)
+    python = _PYTHON.search(running)
     driver, cuda = _DRIVER.search(running), re.search(r"found version (\d{4,5})\b", running)
     # torch writes the driver's CUDA as 12080 for 12.8.
     spoken = (int(cuda[1]) // 1000, int(cuda[1]) % 1000 // 10) if cuda else None
     windows = bool(_WINDOWS.search(running)) or any(str(arch) == "sm_61" for arch in archs)
-    gpu = _gpu(lines, running)
+    gpu, *others = _gpus(lines, running) or [None]
     return _Read(
         gpu=gpu,
+        others=tuple(other for other in others if other is not None),
         archs=archs or _by_numbers(running),
         version=version["version"] if version else None,
         driver=Driver(driver["version"] if driver else None, spoken),
@@ -274,24 +342,45 @@ def _by_numbers(text: str) -> tuple[Arch, ...]:
     return tuple(Arch("sm", numbers[at], numbers[at + 1]) for at in range(0, len(numbers), 2))
 
 
-def _gpu(lines: str, running: str) -> Gpu | None:
-    found = _FOUND.search(running)
-    if found:
-        return Gpu(found["name"], (int(found["major"]), int(found["minor"])))
-    told = _WITH_CAPABILITY.search(running)
-    if told:
+def _gpus(lines: str, running: str) -> list[Gpu | None]:
+    """The GPUs of which torch's warnings tell, each once; without a warning the first that is named at all."""
+    warned = [Gpu(found["name"], _pair(found)) for found in _FOUND.finditer(running)]
+    for told in _WITH_CAPABILITY.finditer(running):
         arch = Arch.parse(told["arch"].lower())
-        return Gpu(_name_before(running[: told.start()], lines), (arch.major, arch.minor))
+        warned.append(
+            Gpu(
+                _name_before(running[max(0, told.start() - 80) : told.start()], lines),
+                (arch.major, arch.minor),
+            )
+        )
+    if warned:
+        return list(dict.fromkeys(warned))
     named, cc = _NAMED.search(running), _CC.search(running)
-    pair = (int(cc["major"]), int(cc["minor"])) if cc else None
+    pair = _pair(cc) if cc else None
     if named:
-        return Gpu(named[0].strip(), pair or _known_cc(named[0]))
-    return Gpu("the GPU", pair) if pair else None
+        return [Gpu(named[0].strip(), pair or _known_cc(named[0]))]
+    by_maker = _by_maker(lines)
+    if by_maker:
+        return [Gpu(by_maker.name, pair or by_maker.cc)]
+    return [Gpu("the GPU", pair)] if pair else []
+
+
+def _by_maker(lines: str) -> Known | None:
+    """The first name of the table that stands behind its maker's or its family's."""
+    for at, maker in enumerate(_MAKER.finditer(lines)):
+        found = gpus.named(lines[maker.start() : maker.end() + 80].partition("\n")[0])
+        if found or at == _MAKERS:
+            return found
+    return None
+
+
+def _pair(found: re.Match[str]) -> tuple[int, int]:
+    return int(found["major"]), int(found["minor"])
 
 
 def _name_before(words: str, lines: str) -> str:
     """The name that ends the words: from its maker's or its family's on, else what its own line begins with."""
-    maker = _NAME.search(words[-80:])
+    maker = _NAME.search(words)
     if maker:
         return maker[0]
     told = _WITH_CAPABILITY.search(lines)
@@ -301,12 +390,25 @@ def _name_before(words: str, lines: str) -> str:
 
 
 def _known_cc(name: str) -> tuple[int, int] | None:
-    from ambidex.device import gpus
-
     try:
         return gpus.find(name).cc
     except Problems:
         return None
+
+
+def _judged_worst(
+    facts: _Read, hits: Sequence[tuple[fingerprints.Fingerprint, re.Match[str]]]
+) -> tuple[_Read, Diagnosis | None]:
+    """The facts with the GPU that matters, and the rules' word on it: of several the first that cannot run."""
+    each = [replace(facts, gpu=gpu) for gpu in (facts.gpu, *facts.others)]
+    judged = [(one, _judged(one)) for one in each]
+    chosen, said = next(
+        (both for both in judged if both[1] is not None and both[1].verdict == "none"), judged[0]
+    )
+    has_code = any(known.doctor == "ARCH_NONE" for known, _ in hits)
+    if said is not None and said.cause.id == "CPU_BUILD" and has_code and "+" not in (facts.version or "+"):
+        return chosen, None  # no CPU build has such an error: the version came without its tag
+    return chosen, said
 
 
 def _judged(facts: _Read) -> Diagnosis | None:
@@ -372,7 +474,7 @@ def _by_rules(
         ids[0] if ids else judged.cause.id,
         text,
         why,
-        _commands(judged, facts.os),
+        _commands(judged, facts.os) or (() if runs else ("train on the CPU: --device cpu",)),
         facts.words(),
         also,
         betrays,
@@ -380,7 +482,7 @@ def _by_rules(
 
 
 def _commands(judged: Diagnosis | None, os: str) -> tuple[str, ...]:
-    if judged is None or judged.cause.id == "OK":
+    if judged is None:
         return ()
     typed = ((in_a_terminal(fix.commands, os), fix.why) for fix in judged.fixes[:2])
     return tuple(f"{command}\n{why}" if command else why for command, why in typed if command or why)

@@ -7,19 +7,11 @@ The order is from the root to the symptom: where a text holds several, the first
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
+from ambidex.device.fingerprint import Fingerprint
+from ambidex.device.fingerprints_beside import AFTER, BEFORE
 
-@dataclass(frozen=True)
-class Fingerprint:
-    """``id`` is stable. ``cause`` and ``fix`` are sentences; {0} and so on are what the pattern caught."""
-
-    id: str
-    pattern: str
-    cause: str
-    fix: str
-    doctor: str = ""  # the doctor's cause id where it is one of those
-
+__all__ = ["KNOWN", "Fingerprint", "cause_of", "matches"]
 
 # CUDA itself speaks English; programs and forums translate what it said.
 _KERNEL_IMAGE = (
@@ -33,9 +25,11 @@ _SYMBOL = (
 )
 
 KNOWN: tuple[Fingerprint, ...] = (
+    *BEFORE,
     Fingerprint(
         "container_toolkit",
-        r"could not select device driver \\?\"[^\"]{0,40}\\?\" with capabilities: \[\[",
+        r"could not select device driver \\?\"[^\"]{0,40}\\?\" with capabilities: \[\["
+        r"|unknown or invalid runtime name: nvidia|Unknown runtime specified nvidia",
         "Docker was asked for a GPU and has no way to give one: the NVIDIA Container Toolkit is missing on "
         "the host, or "
         "Docker is not configured for it.",
@@ -60,7 +54,10 @@ KNOWN: tuple[Fingerprint, ...] = (
         "no_distribution",
         r"(?:No matching distribution found for|Could not find a version that satisfies the requirement) "
         r"torch(?![\w-])"
-        r"[^\s()]*",
+        r"[^\s()]*"
+        r"|there (?:is|are) no (?:version of|wheels for) torch(?![\w-])[^\s()]*|torch==\S+ has no wheels with a matching"
+        r"|Distribution `torch==[^`\n]*` can't be installed|\btorch-[\w.+%-]+\.whl is not a supported wheel"
+        r"|Unable to find installation candidates for torch(?![\w-])",
         "The index asked has no such torch for this Python, system and machine.",
         "see which exist with `ambidex variants`; `ambidex doctor` prints the newest that fits this Python",
     ),
@@ -121,7 +118,8 @@ KNOWN: tuple[Fingerprint, ...] = (
         "library_missing",
         r"(lib(?:cudart|cublas\w*|cudnn\w*|cufft|curand|cusparse\w*|cusolver|nccl|nvrtc|nvJitLink|nvToolsExt|cupti|"
         r"cufile|nvshmem\w*|c10\w*|torch\w*)[\w.-]*): cannot open shared object"
-        r"|(?:OSError|ImportError): (lib(?!cuda\.so)(?:cu|nv|nccl|c10|torch)[\w-]*\.so[\w.]*): (?!undefined|version)",
+        r"|(?:OSError|ImportError): (lib(?!cuda\.so)(?:cu|nv|nccl|c10|torch)[\w-]*\.so[\w.]*): (?!undefined|version)"
+        r"|Unable to load any of \{(libcudnn[\w.]*)|failed to open (libnvrtc-builtins[\w.]*)",
         "{0} is not found: the installation is incomplete, or its nvidia-* packages belong to another CUDA.",
         "reinstall torch with its dependencies, uninstalling it first; `ambidex doctor` prints the command",
         "TORCH_BROKEN",
@@ -142,7 +140,7 @@ KNOWN: tuple[Fingerprint, ...] = (
     ),
     Fingerprint(
         "forward_compat",
-        r"forward compatibility was attempted on non supported HW|\berror "
+        r"forward compatibility was attempt|\berror "
         r"804\b|cudaErrorCompatNotSupportedOnDevice",
         "Error 804: a `compat` libcuda inside the image shadows the host's, and forward compatibility is "
         "for datacentre "
@@ -174,7 +172,7 @@ KNOWN: tuple[Fingerprint, ...] = (
     ),
     Fingerprint(
         "driver_insufficient",
-        r"CUDA driver version is insufficient for CUDA runtime version|cudaErrorInsufficientDriver",
+        r"CUDA driver version is insufficient|cudaErrorInsufficientDriver",
         "The driver is older than this program's CUDA asks for.",
         "update the driver, or install a torch for an older CUDA: `ambidex doctor` prints which",
         "DRIVER_OLD",
@@ -191,8 +189,17 @@ KNOWN: tuple[Fingerprint, ...] = (
         "DRIVER_OLD",
     ),
     Fingerprint(
+        "fmha_arch",
+        r"kernel `?(fmha_\w+?|\w*cutlass\w*)`? is for (sm\d+(?:-sm\d+)?),? but was built for (sm\d+)",
+        "An attention kernel was compiled from PTX of {2}, which lacks what it needs ({1}): PTX that old "
+        "runs, but not all "
+        "of it works.",
+        "install a build with machine code for this GPU: `ambidex doctor` prints one",
+        "ARCH_NONE",
+    ),
+    Fingerprint(
         "not_compatible",
-        r"is not compatible with the current PyTorch installation|supports CUDA capabilities "
+        r"is not compatible with the current PyTorch installation|CUDA capability sm_\d{2,3} is not|supports CUDA capabilities "
         r"(?:sm_|compute_)|PyTorch no longer supports this GPU|cuda capability supported by this (?:library|version)|"
         r"which is of compute capability \(CC\)|not compatible with the current CUDA capabilit|不支持\s?(?:RTX\s?)?50\s?系",
         "torch's own start-up check says that this build has no code for this GPU.",
@@ -205,15 +212,6 @@ KNOWN: tuple[Fingerprint, ...] = (
         "cuDNN has no code for this GPU: from 9.11 on it has none for GPUs older than 7.5 (Turing).",
         "install a cu126 build of torch, which keeps to cuDNN 9.10",
         "EXTENSION_ARCH",
-    ),
-    Fingerprint(
-        "fmha_arch",
-        r"kernel `?(fmha_\w+?|\w*cutlass\w*)`? is for (sm\d+(?:-sm\d+)?),? but was built for (sm\d+)",
-        "An attention kernel was compiled from PTX of {2}, which lacks what it needs ({1}): PTX that old "
-        "runs, but not all "
-        "of it works.",
-        "install a build with machine code for this GPU: `ambidex doctor` prints one",
-        "ARCH_NONE",
     ),
     Fingerprint(
         "triton_ptxas",
@@ -232,9 +230,8 @@ KNOWN: tuple[Fingerprint, ...] = (
     ),
     Fingerprint(
         "no_kernel_image",
-        r"no kernel image is available for "
-        r"execution|cudaErrorNoKernelImageForDevice|CUDA_ERROR_NO_BINARY_FOR_GPU|"
-        r"hipErrorNoBinaryForGpu|device kernel image is invalid|" + _KERNEL_IMAGE,
+        r"no kernel image is av|cudaErrorNoKernelImageForDevice|CUDA_ERROR_NO_BINARY_FOR_GPU|"
+        r"\bCUDA (?:error|failure)(?: code)?:? 209\b|device kernel image is invalid|" + _KERNEL_IMAGE,
         "The library that ran has no code for this GPU: torch, or an extension of it.",
         "`ambidex doctor` says which of them, and prints a build that has code for this GPU",
         "ARCH_NONE",
@@ -243,12 +240,13 @@ KNOWN: tuple[Fingerprint, ...] = (
         "invalid_device_function",
         r"(?:CUDA|HIP) error: invalid device function|cudaErrorInvalidDeviceFunction",
         "A kernel was asked for that the library does not hold for this GPU: torch, or an extension of it.",
-        "`ambidex doctor` says which of them, and prints a build that has code for this GPU",
+        "`ambidex doctor` says which of them, and prints a build that has code for this GPU; of an AMD GPU it knows "
+        "nothing: take a ROCm build whose torch.cuda.get_arch_list() names it",
         "ARCH_NONE",
     ),
     Fingerprint(
         "not_compiled",
-        r"Torch not compiled with CUDA enabled|PyTorch was compiled without CUDA|not compiled with CUDA "
+        r"Torch not compiled with CUDA|PyTorch was compiled without CUDA|not compiled with CUDA "
         r"support",
         "This torch is a CPU build. On Windows and macOS that is what plain `pip install torch` brings.",
         "train on the CPU with --device cpu, or install a CUDA build: `ambidex doctor` prints the command",
@@ -262,7 +260,9 @@ KNOWN: tuple[Fingerprint, ...] = (
     ),
     Fingerprint(
         "no_driver",
-        r"Found no NVIDIA driver on your system|NVIDIA-SMI has failed because it couldn't communicate",
+        r"Found no NVIDIA driver|NVIDIA-SMI has failed because it couldn't communicate|couldn't find libnvidia-ml"
+        r"|Failed to initialize NVML: Driver Not Loaded|CUDA driver initialization failed, you might not have"
+        r"|nvidia-smi: (?:command )?not found|'nvidia-smi' is not recognized",
         "No NVIDIA driver answers: none is installed, it is not loaded, or the container was started "
         "without the GPU.",
         "install or load the driver; in a container: start it with --gpus all; or train on the CPU: "
@@ -272,7 +272,7 @@ KNOWN: tuple[Fingerprint, ...] = (
     Fingerprint(
         "no_device",
         r"no CUDA-capable device is detected|cudaErrorNoDevice|No (?:CUDA|HIP) GPUs are available|no NVIDIA GPU "
-        r"detected",
+        r"detected|^[ \t]*No devices were found\.?\s*$",
         "The driver is there and shows this process no GPU: CUDA_VISIBLE_DEVICES hides it, or the container "
         "was given none.",
         "look at CUDA_VISIBLE_DEVICES and at how the container was started: `ambidex doctor` does both",
@@ -307,7 +307,7 @@ KNOWN: tuple[Fingerprint, ...] = (
     ),
     Fingerprint(
         "out_of_memory",
-        r"CUDA out of memory|torch(?:\.cuda)?\.OutOfMemoryError|CUDA error: out of "
+        r"(?:CUDA|MPS backend) out of memory|torch(?:\.cuda)?\.OutOfMemoryError|CUDA error: out of "
         r"memory|cudaErrorMemoryAllocation|"
         r"HIP out of memory|CUBLAS_STATUS_ALLOC_FAILED|CUDA_ERROR_OUT_OF_MEMORY",
         "The GPU's memory is full. The build is not to blame.",
@@ -321,6 +321,7 @@ KNOWN: tuple[Fingerprint, ...] = (
         "not of the build.",
         "run it once on the CPU (--device cpu), where the same fault names its line",
     ),
+    *AFTER,
     Fingerprint(
         "guard",
         r"tried to (?:start|initialise|initialize) CUDA, but the CPU is forced",
@@ -338,5 +339,5 @@ def cause_of(text: str) -> str:
 
 def matches(text: str) -> list[tuple[Fingerprint, re.Match[str]]]:
     """Every fingerprint in the text, the root first."""
-    hits = ((known, re.search(known.pattern, text, re.IGNORECASE)) for known in KNOWN)
+    hits = ((known, re.search(known.pattern, text, re.IGNORECASE | re.MULTILINE)) for known in KNOWN)
     return [(known, hit) for known, hit in hits if hit is not None]

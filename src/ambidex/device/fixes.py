@@ -175,7 +175,15 @@ def _fix(machine: Machine, release: Release, requires: dict[str, str], why: str,
         else commands.reinstall(machine, requirement, release.index)
     )
     build = release.build(python or machine.python)
+    why += "" if python else apart(machine)
     return Fix(typed, (requirement, *machine.companions), requires, why, build)
+
+
+def apart(machine: Machine) -> str:
+    """Why a new environment is made for torch, where one is."""
+    if machine.installer != "system":
+        return ""
+    return " The system's Python takes no packages from pip (PEP 668), so torch goes into an environment of its own."
 
 
 def _now(machine: Machine, release: Release, gpus: Sequence[Gpu]) -> Fix:

@@ -91,6 +91,17 @@ def find(text: str) -> Known:
     return _by_name(text)
 
 
+def named(text: str) -> Known | None:
+    """The GPU that begins the text, by as many of its words as a name of the table has; None where none does."""
+    words = text.split()[:8]
+    for count in range(len(words), 0, -1):
+        asked = _words(" ".join(words[:count]))
+        found = _match(asked) if any(not word.isdigit() for word in asked) else None
+        if found:
+            return found
+    return None
+
+
 def generation(cc: tuple[int, int]) -> str:
     """ "Blackwell" for 12.0; empty where the table has no such GPU."""
     return next((gpu.generation for gpu in known() if gpu.cc == cc), "")
@@ -195,6 +206,7 @@ def _words(name: str) -> tuple[str, ...]:
     text = re.sub(r"\bmax[- ]?q\b|\bnot for resale\b", " ", text)
     text = re.sub(r"\bmig\b.*|-\d+[qcba]\b", " ", text)  # a slice, or a virtual machine's share
     text = re.sub(r"\b(rtx|gtx|gt|titan|quadro|geforce|nvidia|tesla)(?=\w*\d)", r"\1 ", text)
+    text = re.sub(r"(\d|ti|super)(laptop|mobile|notebook)\b", r"\1 \2", text)
     text = re.sub(r"\b(\d{3,4})(ti|super|d)(super)?\b", r"\1 \2 \3", text)
     words = re.findall(r"[^\W_]+", text)
     return tuple(word for word in words if word not in _NOISE and not _SIZE.fullmatch(word))

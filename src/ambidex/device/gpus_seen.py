@@ -25,6 +25,11 @@ _FIELDS = "index,uuid,name,compute_cap,driver_version,memory.total"
 _OLD_FIELDS = "index,uuid,name,driver_version,memory.total"  # old drivers reject compute_cap
 
 
+# PCI device ids below those of the first Maxwell (GM107, 0x1340) and the first Turing (TU102, 0x1e02), and the last branch
+# of the driver that drives such a GPU; `builds.json` has its evidence.
+_LAST_DRIVERS = ((0x1340, "470"), (0x1E00, "580"))
+
+
 @dataclass(frozen=True)
 class Seen:
     """What was found, and what was not, in words. ``nvidia`` and ``amd``: any sign of such a GPU at all."""
@@ -34,6 +39,10 @@ class Seen:
     nvidia: bool = False
     amd: bool = False
     hangs: bool = False  # the driver did not answer in time, so nothing else should be asked of it
+    undriven: bool = False  # an NVIDIA GPU is on the bus, and no driver of NVIDIA's is loaded
+    last_driver: str = (
+        ""  # the last branch that drives the GPU on the bus, where a newer one is loaded, or none
+    )
     notes: tuple[str, ...] = ()
 
 
@@ -75,7 +84,25 @@ def look(
         notes = (*notes, f"{shadow} on LD_LIBRARY_PATH shadows the driver's libcuda (error 804 on a GeForce)")
     nvidia = bool(found or driver.version or hangs) or container.has_nvidia_nodes(root)
     amd = is_there(root / "dev/kfd")
-    return Seen(tuple(_named(gpu) for gpu in found), driver, nvidia, amd, hangs, notes)
+    if amd and not found:
+        notes = (
+            *notes,
+            "an AMD GPU is here (/dev/kfd): torch has ROCm builds for it, which are not judged here",
+        )
+    undriven = bool(on_bus.get("nvidia")) and not nvidia
+    last = "" if found or hangs else _last_driver(on_bus.get("nvidia", ()), driver)
+    if last and driver.version:
+        notes = (*notes, f"driver {driver.version} no longer drives that GPU: {last} is its last branch")
+    return Seen(tuple(_named(gpu) for gpu in found), driver, nvidia, amd, hangs, undriven, last, notes)
+
+
+def _last_driver(on_bus: Sequence[str], driver: Driver) -> str:
+    """The branch that the GPUs on the bus need, where the driver is of a newer one or not there. NVIDIA numbers its chips by age."""
+    numbers_on_bus = [int(device, 16) for device in on_bus if re.fullmatch(r"0x[0-9a-f]{1,4}", device)]
+    branch = int((driver.version or "9999").partition(".")[0])
+    ends = [next((last for below, last in _LAST_DRIVERS if number < below), "") for number in numbers_on_bus]
+    late = [last for last in ends if last and branch > int(last)]
+    return max(late, key=int) if late and len(late) == len(on_bus) else ""
 
 
 def _named(gpu: Gpu) -> Gpu:
@@ -147,7 +174,9 @@ def by_smi(program: str, *, put: Callable[..., Answer] = ask, seconds: float = 4
     if answer.trouble:
         said = _first_words(answer.err or answer.out)
         note = answer.trouble + (f': "{said}"' if said else "")
-        return Told(notes=(note,), hangs="did not answer" in answer.trouble)
+        # One GPU that fell silent ends it with an error code, after the rows of the others.
+        listed, its_driver = parse_csv(answer.out, fields.split(","))
+        return Told(listed, Driver(its_driver), (note,), "did not answer" in answer.trouble)
     found, version = parse_csv(answer.out, fields.split(","))
     if not found:
         said = _first_words(answer.out)

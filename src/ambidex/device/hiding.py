@@ -30,6 +30,10 @@ VARIABLES = (
 )
 
 
+# Of those before Blackwell: A100 and A30, H100 and its kin.
+_SLICED = ((8, 0), (9, 0))
+
+
 @dataclass(frozen=True)
 class Mask:
     """What CUDA_VISIBLE_DEVICES says. ``entries`` is None where nothing is masked."""
@@ -143,12 +147,14 @@ def _leading_number(text: str) -> int:
 
 
 def _mark_slices(gpus: Sequence[Gpu], mask: Mask) -> tuple[Gpu, ...]:
-    """MIG slices: ``MIG-GPU-<uuid>/1/0`` names its GPU; a slice's own UUID may lie on any GPU, so none is
-    hidden.
-    """
+    """MIG slices: ``MIG-GPU-<uuid>/1/0`` names its GPU; a slice's own UUID may lie on any GPU that can be sliced."""
     entries = [str(entry) for entry in mask.entries or ()]
     if not all(entry.startswith("MIG-GPU-") for entry in entries):
-        return tuple(gpus)
+        if not any(gpu.cc in _SLICED for gpu in gpus):
+            return tuple(gpus)
+        return tuple(
+            replace(gpu, visible=gpu.cc is None or gpu.cc in _SLICED or gpu.cc[0] >= 10) for gpu in gpus
+        )
     parents = {entry.removeprefix("MIG-").split("/")[0] for entry in entries}
     return tuple(replace(gpu, visible=gpu.uuid in parents) for gpu in gpus)
 

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ambidex.device import fatbin
-from ambidex.device.environment import Environment
+from ambidex.device.environment import Environment, records
 from ambidex.device.machine import Arch, Build
 from ambidex.device.paths import is_file, is_folder, is_there
 
@@ -64,6 +64,9 @@ def read(environment: Environment) -> Build:
         missing = "" if recorded else _no_torch(environment)
         return Build(python=environment.python, missing=missing, broken=recorded)
     version, cuda, hip, trouble = _version(folder)
+    shadow = _shadow(environment, folder)
+    if shadow:
+        trouble = f"{shadow} is imported in torch's place, since it comes first on Python's path"
     trouble = trouble or _damage(folder)
     archs: tuple[Arch, ...] | None = None
     if cuda is not None:
@@ -80,7 +83,18 @@ def read(environment: Environment) -> Build:
         path=str(folder),
         python=environment.python,
         broken=trouble,
+        shadow=shadow,
     )
+
+
+def _shadow(environment: Environment, folder: Path) -> str:
+    """A file torch.py in a place that is searched before torch's own, such as the folder one works in."""
+    for place in environment.places:
+        if place == folder.parent:
+            break
+        if is_file(place / "torch.py"):
+            return str(place / "torch.py")
+    return ""
 
 
 def _record_without_package(environment: Environment) -> str:
@@ -235,7 +249,8 @@ def _damage(folder: Path) -> str:
 
 
 def _recorded(folder: Path) -> Sequence[str]:
-    for info in sorted(folder.parent.glob("torch-*.dist-info")):
+    """What the record of this very torch lists: an older one that was left behind speaks of other files."""
+    for info in records(folder):
         try:
             lines = (info / "RECORD").read_bytes().splitlines()
         except (OSError, ValueError):

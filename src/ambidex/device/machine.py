@@ -51,6 +51,7 @@ class Build:
     python: str | None = None  # "3.11" of the environment it lies in
     missing: str = ""
     broken: str = ""
+    shadow: str = ""  # a file of another's that Python would import in torch's place
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,8 @@ class Machine:
     container: Container = field(default_factory=Container)
     cpu: Cpu = field(default_factory=Cpu)
     env: dict[str, str] = field(default_factory=dict)  # only the variables that hide or change devices
-    installer: str = "pip"  # pip, uv, poetry, conda, or target: a folder of packages without a Python
+    # pip, uv, poetry, conda; target: a folder without a Python; system: pip may not install there; bare: a venv without pip
+    installer: str = "pip"
     executable: str = "python"
     companions: tuple[str, ...] = ()  # torchvision, torchaudio where installed
 

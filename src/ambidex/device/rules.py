@@ -23,7 +23,7 @@ from ambidex.device.diagnosis import (
     Kind,
     Verdict,
 )
-from ambidex.device.fixes import driver_os, fixes, keep_and_update_driver
+from ambidex.device.fixes import apart, can_start, driver_os, fixes, keep_and_update_driver
 from ambidex.device.machine import Build, Driver, Extension, Gpu, Machine, Tried
 from ambidex.device.variants import cpu_release
 from ambidex.device.version import numbers
@@ -100,7 +100,12 @@ def _gpu_verdict(machine: Machine, gpu: Gpu, tried: Tried | None) -> GpuVerdict:
     said = Verdict("unknown", "", machine.build.broken or "there is no torch to judge")
     if machine.build.version:
         said = verdict(machine.build, gpu, machine.driver, machine.python, machine.os, machine.machine)
-    if tried and tried.ok and not said.runs:
+    name = causes.barring(machine, gpu) if said.runs else None
+    if name:
+        said = Verdict("none", "", f"{name}={machine.env[name]!r} keeps CUDA from its {said.covered_by}")
+    if tried and tried.ok and gpu.cc is None:
+        said = Verdict("unknown", "", "no table says what runs there, and kernels did")
+    elif tried and tried.ok and not said.runs:
         said = Verdict(
             "unknown", "", f"by the table no kernel should start here ({said.reason}), yet one ran: it did"
         )
@@ -124,7 +129,8 @@ def _seen_by_probe(machine: Machine, tried: dict[int, Tried]) -> list[Cause]:
     text = (
         f"A real kernel failed on GPU {gpu.index} {gpu.name}: {result.text.rstrip('.') or 'no reason given'}."
     )
-    return [Cause(known, text, "By the table it should have run." if known == "ARCH_NONE" else "")]
+    surprising = known == "ARCH_NONE" and gpu.cc is not None
+    return [Cause(known, text, "By the table it should have run." if surprising else "")]
 
 
 def _not_readable(machine: Machine, tried: dict[int, Tried]) -> list[Cause]:
@@ -185,10 +191,16 @@ def _fixes_for(
 ) -> tuple[Fix, ...]:
     if cause.id == "OK":
         return fixes(machine) if kind == "jit" else ()
+    if cause.id == "TORCH_BROKEN" and machine.build.shadow:
+        return (Fix(why=f"Rename or move {machine.build.shadow}: nothing has to be installed."),)
     if cause.id in ("TORCH_MISSING", "TORCH_BROKEN"):
         return fixes(machine) or _on_the_cpu(machine)
     if cause.id == "UNKNOWN_BUILD" and builds.newer_than_table(machine.build.version or ""):
         return ()  # nothing speaks against it, so nothing is offered in its place
+    barred = [name for gpu in considered(machine) if (name := causes.barring(machine, gpu))]
+    if cause.id == "ARCH_NONE" and barred:
+        typed = commands.unset(list(dict.fromkeys(barred)), machine.os)
+        return (Fix((typed,), why="Then CUDA takes what the build has.", build=machine.build),)
     if cause.id in ("CPU_BUILD", "ARCH_NONE", "UNKNOWN_BUILD"):
         return fixes(machine)
     if cause.id == "DRIVER_OLD":
@@ -197,13 +209,28 @@ def _fixes_for(
         names = causes.hiding_variables(machine)
         if not names:
             return ()
-        typed = commands.unset(names, machine.os)
-        return (Fix((typed,), why="Then torch sees the GPU again.", build=machine.build),)
+        return _shown_again(machine, commands.unset(names, machine.os))
     if cause.id == "CONTAINER_NO_GPU":
         return (_grant_compute(machine) if causes.lacks_compute(machine) else _pass_the_gpu(machine),)
     if cause.id == "EXTENSION_ARCH":
         return _renew_extensions(machine, extensions)
     return ()
+
+
+def _shown_again(machine: Machine, typed: str) -> tuple[Fix, ...]:
+    """The GPU is shown again; where this torch would not run on it even so, also with what mends that."""
+    shown = Fix((typed,), why="Then torch sees the GPU again.", build=machine.build)
+    all_known = all(gpu.cc for gpu in machine.gpus)
+    if not all_known or any(can_start(machine, gpu) for gpu in machine.gpus):
+        return (shown,)
+    allowed = all(
+        driver_allows(machine.driver, machine.build, gpu, driver_os(machine)) for gpu in machine.gpus
+    )
+    ways = fixes(machine) if allowed else _for_an_old_driver(machine)
+    if not ways:
+        return (shown,)
+    shown = replace(shown, why=f"{shown.why} This torch does not run on it even so: both are mended below.")
+    return (shown, *(replace(way, commands=(typed, *way.commands)) for way in ways))
 
 
 def _for_an_old_driver(machine: Machine) -> tuple[Fix, ...]:
@@ -223,18 +250,22 @@ def _torch_of(fix: Fix) -> tuple[int, ...]:
 
 
 def _on_the_cpu(machine: Machine) -> tuple[Fix, ...]:
-    version, index = cpu_release(machine)
+    version, index, python = cpu_release(machine)
     if not version:
-        return ()
+        why = f"PyPI has no torch for {machine.os} {machine.machine}: there it is built from source."
+        return (Fix(why=why),)
     requirement = f"torch=={version}"
     none = "No build of the table has code for the GPU here" if machine.gpus else "No NVIDIA GPU was found"
     why = f"{none}, so this one is for the CPU."
-    typed = commands.reinstall(machine, requirement, index)
-    return (
-        Fix(
-            typed, (requirement, *machine.companions), why=why, build=Build(version, archs=(), source="table")
-        ),
-    )
+    if python:
+        why += f" It has no wheels for Python {machine.python}, and has them for {python}."
+        typed = commands.elsewhere(machine, python, requirement, index)
+    else:
+        why += apart(machine)
+        typed = commands.reinstall(machine, requirement, index)
+    installs = (requirement, *machine.companions)
+    build = Build(version, archs=(), source="table")
+    return (Fix(typed, installs, {"python": python} if python else {}, why, build),)
 
 
 def _pass_the_gpu(machine: Machine) -> Fix:
@@ -253,6 +284,10 @@ def _pass_the_gpu(machine: Machine) -> Fix:
             "Update WSL and the NVIDIA driver in Windows; install no Linux driver inside.",
         ),
     }
+    ways["apptainer"] = (
+        "apptainer exec --nv ...",
+        "Start the container with --nv (singularity has the same flag). The host needs its driver.",
+    )
     otherwise = (
         "",
         "Ask for the GPU where the container is started; in Kubernetes: resources.limits nvidia.com/gpu: 1.",
@@ -286,12 +321,9 @@ def _renew_extensions(machine: Machine, extensions: Sequence[Extension]) -> tupl
         if lacking and extension.name in machine.companions:
             beside.append(extension.name)
         elif lacking:
-            name, settings = extension.name, commands.build_settings(extension.name, lacking)
-            source = (
-                f"build it from source with {settings} exported before"
-                if settings
-                else "its source makes none either"
-            )
+            name = extension.name
+            settings = commands.build_settings(name, lacking, machine.os)
+            source = f"build it from source after {settings}" if settings else "its source makes none either"
             why = f"A newer {name} may carry the code; if it does not, {source}."
             found.append(Fix(commands.renew(machine, name), (name,), why=why, build=machine.build))
     return (*([_renew_companions(machine, beside)] if beside else []), *found)
@@ -304,7 +336,7 @@ def _renew_companions(machine: Machine, lacking: Sequence[str]) -> Fix:
     row = builds.find(version, machine.os, machine.machine)
     same = row is not None and builds.cuda_of(machine.build) == row.cuda
     if row is None or not same or not all(_serves(row, gpu, machine) for gpu in considered(machine)):
-        why = f"{made}: install {names} anew together with torch {version}, from where that came from."
+        why = f"{made}: install {names} anew together with torch {version}, from the index or channel that has it."
         return Fix(why=why, build=machine.build)
     requirement = f"torch=={row.version}"
     return Fix(

@@ -44,14 +44,22 @@ def render(table: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def cpu_release(machine: Machine) -> tuple[str, str]:
-    """A torch for this machine's CPU, and its index: empty for PyPI. Both are empty where no wheel is."""
+def cpu_release(machine: Machine) -> tuple[str, str, str]:
+    """A torch for this machine's CPU, its index (empty for PyPI), and the Python to use where this one has none.
+
+    All are empty where no wheel is.
+    """
     row = rows()["cpu"]
     first, last = (numbers(end) for end in row["pythons"])
     on_the_index = machine.os in row["oses"] and machine.machine == "x86_64"
     if on_the_index and first <= numbers(machine.python)[:2] <= last:
-        return f"{row['torch']}+{row['local']}", row["index"]
-    return builds.newest_for_python(machine.python) or "", ""
+        return f"{row['torch']}+{row['local']}", row["index"], ""
+    found = builds.newest_on_pypi(machine.python, machine.os, machine.machine)
+    if found is None:
+        return "", "", ""
+    if found[1] and on_the_index:
+        return f"{row['torch']}+{row['local']}", row["index"], row["pythons"][1]
+    return found[0], "", found[1]
 
 
 def _fits(row: dict[str, Any], machine: Machine) -> tuple[bool | None, str]:

@@ -41,7 +41,8 @@ _MACHINE = {
     "aarch64": "aarch64",
     "arm64": "aarch64",
 }
-_LOCAL = re.compile(r"cpu|xpu|cu\d{2,3}|rocm\d+(\.\d+)*")
+# The tag, and what some wheels put after it: the same code, packed otherwise.
+_LOCAL = re.compile(r"(cpu|xpu|cu\d{2,3}|rocm\d+(?:\.\d+)*)(?:\.cxx11\.abi|\.with\.pypi\.cudnn|[._-]full)?")
 _LOCAL_WORDS = "cpu, cu118 to cu132, rocm6.4, xpu"
 
 
@@ -85,7 +86,7 @@ def machine_from(
     if machine is None and _on_arm_alone(supposed, known):
         supposed = replace(supposed, machine="aarch64")
     if os is not None and _word(os).startswith("wsl"):
-        supposed = replace(supposed, container=Container("wsl", True, "WSL, with the driver of Windows"))
+        supposed = replace(supposed, container=Container("wsl", True, "the driver is Windows' own"))
     if here is not None:
         kept = (here.build, here.installer, here.executable, here.companions)
         supposed = replace(
@@ -110,6 +111,18 @@ def not_installable(machine: Machine) -> tuple[str, ...]:
         return ()
     first, last = (".".join(map(str, end)) for end in span)
     return (f"torch {asked.base} has no wheels for Python {machine.python}, only for {first} to {last}",)
+
+
+def not_driven(machine: Machine) -> tuple[str, ...]:
+    """Where the supposed driver is too new for a supposed GPU, that in words: such a machine lists no such GPU."""
+    branch, said = numbers(machine.driver.version or "")[:1], []
+    for gpu in machine.gpus:
+        last = builds.last_driver(gpu.cc)
+        if last and branch > numbers(last):
+            said.append(
+                f"driver {machine.driver.version} no longer drives the {gpu.name}: {last} is its last branch"
+            )
+    return tuple(dict.fromkeys(said))
 
 
 def _on_arm_alone(machine: Machine, known: list[Known]) -> bool:
@@ -143,7 +156,10 @@ def _torch(text: str) -> TorchVersion:
             )
         )
     vendor = found.pre and "." in found.local  # NGC's own: 2.6.0a0+df5bbc09d1.nv24.11
-    if found.local and not vendor and not found.pre and not _LOCAL.fullmatch(found.local):
+    known = _LOCAL.fullmatch(found.local)
+    if known:
+        return replace(found, local=known[1])
+    if found.local and not vendor and not found.pre:
         tags = [*builds.tags_of(found.base, "linux", "x86_64"), "cpu"]
         near = f"torch {found.base} is on the indexes {', '.join(tags)}" if len(tags) > 1 else ""
         raise Problems(
