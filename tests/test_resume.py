@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ambidex import cli
+from ambidex import cli, launch
 from ambidex.checkpoint import MODEL, OPTIMIZER
 from ambidex.trainer import Trainer
 from tiny import TINY, ambidex, flags, train_words
@@ -394,3 +394,24 @@ def test_a_precision_on_the_card_that_there_is_not_is_a_sentence(tmp_path, story
     (out / "card.json").write_text(json.dumps({**card, "precision": "fp12"}))
     assert train("train", "--resume", "--out", str(out)) == 3
     assert "fp12" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags", [[], ["--resume"]])
+def test_a_run_that_another_process_began_meanwhile_is_not_trained_over(
+    tmp_path, story, capsys, monkeypatch, flags
+):
+    """Between looking at --out and locking it lies all the preparation: the other may have come to its end by then."""
+    out, build = tmp_path / "run", launch.build
+
+    def overtaken(*words, **named):
+        monkeypatch.setattr(launch, "build", build)
+        assert train(*train_words(story, out, steps=3)) == 0
+        return build(*words, **named)
+
+    monkeypatch.setattr(launch, "build", overtaken)
+    capsys.readouterr()
+    assert train(*train_words(story, out, steps=5, seed=9), *flags) == 7
+    said = capsys.readouterr()
+    assert "Another process has begun a run here" in said.err
+    assert json.loads((out / "card.json").read_text())["config"]["seed"] == 0
+    assert rows_in(out) == 1 + 3  # with the header

@@ -46,6 +46,7 @@ from ambidex.resume import (
     same_run,
     settings_of,
     shared,
+    take,
     unfinished,
 )
 from ambidex.runs import Run
@@ -127,7 +128,7 @@ def start(resolved: Resolved) -> Outcome:
             run, _ = same_run(group, resolved, lambda: (new_run(resolved), resolved))
             assert run is not None
             held.callback(run.unlock)
-        group.from_writer(run.lock)
+        group.from_writer(partial(take, run, card))
         group.begin(os.fsencode(run.path).hex())
         return carry_on(trainer, run, card, choice, stops, resolved.origins)
 
@@ -189,11 +190,19 @@ def carry_on(trainer: Trainer, run: Run, card: Mapping[str, Any], choice: Choice
         fit(trainer, run, stops, screen)
     if why_not := getattr(trainer.learn, "why_not", ""):
         line("replay", f"no: each kernel was started by the host ({why_not})")
-    run.plot()
+    draw(run)
     run.write_card({**run.card, "measured": measured(trainer)})
     write_summary(trainer, run)
     show_end(trainer, run)
     return Outcome(run, stops.asked or stops.agreed or Exit.DONE)
+
+
+def draw(run: Run) -> None:
+    """loss.png; that there is none is told, and no reason to go without the rest."""
+    try:
+        run.plot()
+    except runs.NotDrawn as why:
+        line("", f"no {runs.PLOT}: {why.problems[0].found}")
 
 
 def write_tokenizer(trainer: Trainer, run: Run) -> None:
@@ -204,7 +213,7 @@ def write_what_is_missing(trainer: Trainer, run: Run) -> None:
     """Plot and summary of a run that was killed after its last checkpoint, and the tokenizer that `ambidex sample` reads."""
     write_tokenizer(trainer, run)
     if not os.path.lexists(run.path / runs.PLOT):
-        run.plot()
+        draw(run)
     if not os.path.lexists(run.path / runs.SUMMARY):
         write_summary(trainer, run, trained_here=False)
 

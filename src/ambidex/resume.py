@@ -365,6 +365,22 @@ def unfinished(resolved: Resolved, tokens: Tokens, choice: Choice) -> tuple[Run 
     return run, with_card(resolved, run.card) if run else resolved
 
 
+def take(run: Run, card: Mapping[str, Any]) -> None:
+    """Lock a run for this process. Raises Problems (exit 7) where another has begun one there since ``card`` was read.
+
+    Between looking and locking lies all that prepares a training, which may be hours: then that folder holds a run, and
+    who takes it for empty would train over it.
+    """
+    run.lock()
+    if not card and run.holds_card():
+        run.unlock()
+        raise Problems(
+            Problem("Another process has begun a run here while this one prepared its own.", found=str(run.path),
+                    wanted="one training at a time in a run folder",
+                    fix=f"{run.command_to_resume()} continues it; another --out begins another"), Exit.IN_USE,
+        )  # fmt: skip
+
+
 def new_run(resolved: Resolved) -> Run:
     return Run(resolved.settings.out or runs.next_folder(resolved.settings.preset))
 
