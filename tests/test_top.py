@@ -176,3 +176,8 @@ def test_time_left_counts_the_blocks_that_have_yet_to_join(tmp_path: Path) -> No
     assert left["alike"] == left["broken"] == pytest.approx(spent)
     assert left["grows"] == pytest.approx(spent * (100 * work.mean(100) / (50 * work.mean(50)) - 1), rel=1e-3)
     assert left["grows"] > 1.5 * spent
+
+
+def test_a_name_that_no_folder_can_have_is_no_folder(tmp_path: Path, capsys: Any) -> None:
+    assert cli.main(["top", str(tmp_path / ("n" * 300))]) == Exit.DATA
+    assert "There is no such folder" in capsys.readouterr().err

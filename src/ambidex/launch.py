@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ambidex import plan, runs
 from ambidex.card import between_products, leg, measured, new_card, was_compiled, what_decides_numbers
+from ambidex.cardfile import CARD
 from ambidex.compare import tracing
 from ambidex.compare.again import raise_floor
 from ambidex.config import Resolved, Settings
@@ -97,7 +98,7 @@ def start(resolved: Resolved) -> Outcome:
         resolved = restarted(resolved, group)
         run, resolved = same_run(group, resolved, lambda: named(resolved))
         group.everyone(partial(tracing.check_reference, resolved.settings.from_trace))
-        tokens = group.everyone(lambda: prepare_text(resolved.settings))
+        tokens = group.everyone(lambda: text_of(resolved))
         if run is None and resolved.settings.resume and not resolved.settings.dry_run:
             run, resolved = same_run(group, resolved, lambda: unfinished(resolved, tokens, choice))
         if run is not None:
@@ -216,6 +217,23 @@ def write_what_is_missing(trainer: Trainer, run: Run) -> None:
         draw(run)
     if not os.path.lexists(run.path / runs.SUMMARY):
         write_summary(trainer, run, trained_here=False)
+
+
+def text_of(resolved: Resolved) -> Tokens:
+    """The text of a run. Its card has the words that were typed, which need not lead anywhere from where we stand now."""
+    try:
+        return prepare_text(resolved.settings)
+    except Problems as problems:
+        if resolved.origins["data"] != CARD:
+            raise
+        fix = f"{CARD} names it as it was typed: repeat the command in the folder where the run was begun, or add --data PATH"
+        raise Problems(
+            [
+                replace(one, fix=fix) if one.what.endswith("is not there") else one
+                for one in problems.problems
+            ],
+            problems.exit_code,
+        ) from None
 
 
 def prepare_text(settings: Settings) -> Tokens:
@@ -393,14 +411,15 @@ def schedule_of(settings: Settings) -> Schedule:
 
 
 def most_steps(seconds_of: Callable[[int], float], left: float) -> int:
-    """The largest number of steps that take at most ``left`` seconds, at least 1; more steps take longer."""
+    """The largest number of steps that take at most ``left`` seconds, at least 1 and no more than a run may have;
+    more steps take longer."""
     low, high = 1, 2
     while high < LARGEST and seconds_of(high) <= left:
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if seconds_of(middle) <= left else (low, middle)
-    return low
+    return min(low, LARGEST)
 
 
 def seconds_of_a_step(trainer: Trainer, steps: int) -> float:

@@ -68,7 +68,7 @@ def check(kind: str, target: Path, run: Run) -> None:
             Problem("There is no such format.", found=f"--format {kind}", wanted=" or ".join(FORMATS))
         )
     checks: list[Callable[[], None]] = [
-        lambda: check_place(target, "--to"),
+        lambda: check_place(target, "--to", "The export"),
         lambda: _check_contents(target, kind),
         lambda: _check_layout(run),
     ]
@@ -107,7 +107,7 @@ def _check_not_here(to: Path | str) -> None:
 
 def _check_contents(target: Path, kind: str) -> None:
     """Raise Problems where the folder holds anything but an untouched export of the same format."""
-    if not target.is_dir() or not (others := _foreign(target, kind)):
+    if not os.path.isdir(target) or not (others := _foreign(target, kind)):  # noqa: PTH112
         return
     raise Problems(
         Problem("--to holds something else.", found=f"{target}: {', '.join(others[:5])}",
