@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def read_card(path: Path) -> dict[str, Any]:
                 "There is no run here.",
                 found=f"{path}: no {CARD}" if path.exists() else f"{path}: no such folder",
                 wanted=wanted,
-                fix="ambidex top lists the runs in a folder; ambidex train makes one",
+                fix=_of_that_name(path) or "ambidex top lists the runs in a folder; ambidex train makes one",
             ),
             Exit.DATA,
         ) from None
@@ -50,6 +51,12 @@ def read_card(path: Path) -> dict[str, Any]:
             Problem("The run's card cannot be read.", found=found, wanted=wanted), Exit.DATA
         ) from None
     return card  # type: ignore[no-any-return]
+
+
+def _of_that_name(path: Path) -> str:
+    """`ambidex top` shows runs by their names alone, and so they are typed."""
+    place = Path(os.environ.get("AMBIDEX_RUNS") or "runs", path)
+    return f"did you mean {place}?" if (place / CARD).is_file() else ""
 
 
 def check_card(card: Any) -> None:

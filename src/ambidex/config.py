@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import ValidationError
 
+from ambidex import synonyms
 from ambidex.combinations import impossible
 from ambidex.errors import Exit, Problem, Problems, did_you_mean
 from ambidex.files import read_small
@@ -192,13 +193,22 @@ def _unknown_flag(word: str) -> Problem:
     return Problem(
         f"There is no flag {word}.",
         found="a dash that is none of the keyboard's" if word[:1] in DASHES[1:] else "",
-        fix=(did_you_mean(plain, known) if len(plain) > 3 else "") or "ambidex train --help",
+        fix=_by_another_name(plain[2:], flag)
+        or (did_you_mean(plain, known) if len(plain) > 3 else "")
+        or "ambidex train --help",
     )
 
 
 def _unknown_key(name: str, place: str) -> Problem:
     return Problem(f"There is no setting {name!r}.", found=f"in {place}",
-                   fix=did_you_mean(name, list(fields())) or "docs/reference.md lists them all")  # fmt: skip
+                   fix=_by_another_name(name, str) or did_you_mean(name, list(fields()))
+                   or "docs/reference.md lists them all")  # fmt: skip
+
+
+def _by_another_name(word: str, spelled: Callable[[str], str]) -> str:
+    """What a word of other trainers is here."""
+    ours = synonyms.meant(word)
+    return f"it is {spelled(ours)!r} here" if ours else synonyms.why_none(word)
 
 
 def _checked(values: dict[str, Any], origins: dict[str, str], problems: list[Problem]) -> Settings | None:

@@ -170,7 +170,7 @@ def carry_on(trainer: Trainer, run: Run, card: Mapping[str, Any], choice: Choice
     run.write_card(trainer.card)
     # Also of a run that is continued: a kill may have come between the card and this file.
     write_tokenizer(trainer, run)
-    line("run", f"{run.path}" + (f", from step {trainer.step}" if trainer.step else ""))
+    line("run", f"{run.path}{_from_where(trainer.step, again=bool(card), asked=settings.resume)}")
     stops.listening = True
     trainer.group.agree_on_weights(trainer.model)
     trainer.observer = trainer.group.everyone(
@@ -196,6 +196,15 @@ def carry_on(trainer: Trainer, run: Run, card: Mapping[str, Any], choice: Choice
     write_summary(trainer, run)
     show_end(trainer, run)
     return Outcome(run, stops.asked or stops.agreed or Exit.DONE)
+
+
+def _from_where(step: int, *, again: bool, asked: bool) -> str:
+    """Where a run goes on; and that it does not, where that is what was asked for."""
+    if step:
+        return f", from step {step}"
+    if again:
+        return ", from the start: it has no checkpoint yet"
+    return ", a new run: there was none to resume" if asked else ""
 
 
 def draw(run: Run) -> None:
@@ -461,5 +470,5 @@ def take_time(trainer: Trainer) -> None:
     trainer.deepen()
     line(
         "time",
-        f"{plan.spell_seconds(settings.time)} is {steps} steps at {seconds_of(steps) / steps:.3f} s each",
+        f"{settings.time:,g} s is {steps} steps at {seconds_of(steps) / steps:.3f} s each",
     )

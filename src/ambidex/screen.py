@@ -74,8 +74,8 @@ class Screen:
             self._headed = True
         left = row.seconds * (self._work(self._steps) / self._work(row.step) - 1)
         self.write(
-            f"{row.step:>9}{row.loss:>9.4f}{row.val_loss:>10.4f}{row.seconds:>10.1f}"
-            f"{row.tokens_per_second:>10,.0f}{left:>7.0f}s"
+            f"{row.step:>9} {row.loss:>8.4f} {row.val_loss:>9.4f} {row.seconds:>9.1f}"
+            f" {row.tokens_per_second:>9,.0f} {left:>6.0f}s"
         )
 
     def write(self, text: str) -> None:

@@ -21,6 +21,8 @@ from ambidex.text.batches import Batches
 from ambidex.text.tokens import Tokens
 from ambidex.trainer import Trainer
 
+WORSE = 1.2  # times the first loss: noise does not bring a run there, a rate that is too high does
+
 
 def show_size(settings: Settings, shape: Shape, device: Device) -> None:
     """Parameters and memory by part, against what is free, before any of it is taken."""
@@ -65,7 +67,7 @@ def show_length(
     took = plan.duration(settings, work, device, validation_tokens)
     if settings.dry_run and settings.time:
         steps = max(1, int(settings.time / took.seconds * settings.steps))
-        line("plan", f"{plan.spell_seconds(settings.time)}, perhaps {steps:,} steps of {settings.batch_size} x "
+        line("plan", f"{settings.time:,g} s, perhaps {steps:,} steps of {settings.batch_size} x "
              f"{settings.context} tokens (an estimate: a run measures its first steps), {operations}")  # fmt: skip
         show_parts(settings.model_copy(update={"steps": steps}), work)
         return
@@ -191,6 +193,9 @@ def show_end(trainer: Trainer, run: Run) -> None:
         loss = evaluated[-1] or 0.0
         line("done", f"validation loss {loss:.4f} nats per token, {bits_per_byte(loss, trainer.tokens):.3f} bits per byte, "
                      f"in {trainer.seconds:.0f} s of training")  # fmt: skip
+        if loss > WORSE * rows[0].loss:
+            line("", f"that is worse than at the first step ({rows[0].loss:.4f}): a smaller --learning-rate than "
+                     f"{trainer.settings.learning_rate:g} may help")  # fmt: skip
     there = [name for name in (runs.PLOT, runs.SAMPLES, runs.SUMMARY, METRICS) if (run.path / name).exists()]
     line("see", f"{run.path}{os.sep}{{{','.join(there)}}}")
     if trainer.settings.from_trace and trainer.step == trainer.settings.steps:
