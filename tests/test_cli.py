@@ -1,4 +1,5 @@
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,8 @@ import pytest
 
 from ambidex import cli
 from ambidex.parsers import COMMANDS
+from ambidex.rows import read_metrics
+from tiny import train_words
 
 
 def test_importing_the_package_and_its_command_line_imports_no_torch():
@@ -78,3 +81,41 @@ def test_a_reader_that_has_enough_is_no_error(buffered):
                           check=False, env={**os.environ, "PYTHONUNBUFFERED": buffered})  # fmt: skip
     os.close(writer)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="closes numbers as a POSIX shell does")
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_training_with_standard_streams_closed_writes_whole_files_and_no_traceback(tmp_path, story, closed):
+    """Number 1 would otherwise be given to the next file that is opened, and a child's output would stand in it."""
+    typed = shlex.join([sys.executable, "-m", "ambidex", *train_words(story, tmp_path / "run", steps=4)])
+    done = subprocess.run(["sh", "-c", f"{typed} {closed}"], capture_output=True, text=True, check=False)
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False)
+    typed = shlex.join([sys.executable, "-m", "ambidex", "sample", str(tmp_path / "run"), "--tokens", "3"])
+    done = subprocess.run(["sh", "-c", f"{typed} {closed}"], capture_output=True, text=True, check=False)
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False)
+    assert len(read_metrics(tmp_path / "run" / "metrics.csv")) == 4
+
+
+def test_a_value_that_begins_with_a_dash_is_that_flags_value(capsys):
+    assert cli.main(["train", "--time", "-5s"]) == 2
+    said = capsys.readouterr().err
+    assert "'-5s' (flag --time)" in said
+    assert "0 or more" in said
+    assert "no flag" not in said
+
+
+def test_a_sample_is_told_how_a_value_with_a_dash_is_typed(capsys):
+    assert cli.main(["sample", "run", "--prompt", "-x"]) == 2
+    assert "--flag=-value" in capsys.readouterr().err
+
+
+def test_an_empty_word_is_said_to_be_empty(capsys):
+    assert cli.main(["train", ""]) == 2
+    assert "A word of the command is empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", ["--seed 3", "--rounds 2", "--data x.txt", "--to-loss 1 --data x.txt --steps 5",
+                                   "--to-loss 1 --data x.txt --precision fp32", "--to-loss 1 --data x.txt --threads 1"])  # fmt: skip
+def test_what_bench_would_not_heed_is_refused(words, capsys):
+    assert cli.main(["bench", *words.split()]) == 2
+    assert "has no effect" in capsys.readouterr().err

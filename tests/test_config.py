@@ -183,3 +183,33 @@ def test_a_configuration_may_begin_with_the_mark_of_windows_editors(tmp_path):
     file = tmp_path / "mine.toml"
     file.write_bytes("seed = 7\n".encode("utf-8-sig"))
     assert config.resolve({}, file=file, environment={}).settings.seed == 7
+
+
+@pytest.mark.parametrize("name", ["steps", "learning_rate", "time", "step_timeout", "threads"])
+def test_true_is_no_number(name):
+    with pytest.raises(Problems, match=config.flag(name)):
+        resolved({name: True})
+
+
+@pytest.mark.parametrize("name", ["time", "step_timeout", "collective_timeout"])
+def test_a_negative_duration_is_told_what_a_duration_is_at_least(name):
+    with pytest.raises(Problems, match="0 or more"):
+        resolved({name: "-5s"})
+
+
+def test_no_number_is_answered_with_a_finite_one():
+    with pytest.raises(Problems, match="wanted: a finite number"):
+        resolved({"beta1": "nan"})
+
+
+@pytest.mark.parametrize("place", ["hf:NAME", "a:b.txt", "hf:one/two@train"])
+def test_one_place_given_as_text_is_one_place_whatever_is_in_its_name(place):
+    assert resolved({"data": place}).settings.data == (place,)
+
+
+@pytest.mark.parametrize(("typed", "places"), [
+    ("a.txt:b.txt", ["a.txt", "b.txt"]), ("hf:one/two:b.txt", ["hf:one/two", "b.txt"]), ("b.txt:hf:x", ["b.txt", "hf:x"]),
+    ("https://example.org/a", ["https://example.org/a"]), ("/data/hf/x:y", ["/data/hf/x", "y"]),
+])  # fmt: skip
+def test_a_variable_separates_places_as_path_does_but_for_the_colon_of_a_data_set(typed, places):
+    assert config._split_as_path(typed, ":") == places

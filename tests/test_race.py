@@ -88,3 +88,10 @@ def test_the_plain_loop_is_one_line_of_json(text):
     done = subprocess.run([sys.executable, "-m", "ambidex.plain", "--data", text, "--steps", "1", "--threads", "1"],
                           capture_output=True, text=True, check=True)  # fmt: skip
     assert set(json.loads(done.stdout)) == {"val_loss", "import_seconds", "seconds", "tokens", "loss"}
+
+
+def test_a_contestant_that_says_itself_what_to_do_says_it_once(tmp_path):
+    (tmp_path / "mark.txt").write_bytes(b"\xef\xbb\xbf")
+    with pytest.raises(Problems) as raised:
+        race.child(["ambidex", "train", "--data", str(tmp_path / "mark.txt")])
+    assert str(raised.value).count("  do: ") == 1

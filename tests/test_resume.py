@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from ambidex import cli
+from ambidex import cli, launch
 from ambidex.checkpoint import MODEL, OPTIMIZER
+from ambidex.config import resolve
 from ambidex.trainer import Trainer
 from tiny import TINY, ambidex, flags, train_words
 
@@ -394,3 +395,49 @@ def test_a_precision_on_the_card_that_there_is_not_is_a_sentence(tmp_path, story
     (out / "card.json").write_text(json.dumps({**card, "precision": "fp12"}))
     assert train("train", "--resume", "--out", str(out)) == 3
     assert "fp12" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags", [[], ["--resume"]])
+def test_a_run_that_another_process_began_meanwhile_is_not_trained_over(
+    tmp_path, story, capsys, monkeypatch, flags
+):
+    """Between looking at --out and locking it lies all the preparation: the other may have come to its end by then."""
+    out, build = tmp_path / "run", launch.build
+
+    def overtaken(*words, **named):
+        monkeypatch.setattr(launch, "build", build)
+        assert train(*train_words(story, out, steps=3)) == 0
+        return build(*words, **named)
+
+    monkeypatch.setattr(launch, "build", overtaken)
+    capsys.readouterr()
+    assert train(*train_words(story, out, steps=5, seed=9), *flags) == 7
+    said = capsys.readouterr()
+    assert "Another process has begun a run here" in said.err
+    assert json.loads((out / "card.json").read_text())["config"]["seed"] == 0
+    assert rows_in(out) == 1 + 3  # with the header
+
+
+def test_a_text_that_a_card_names_from_elsewhere_is_asked_for(tmp_path, story, capsys, monkeypatch):
+    monkeypatch.chdir(story.parent)
+    words = train_words(story, tmp_path / "run", steps=2)
+    assert train(*[story.name if word == str(story) else word for word in words]) == 0
+    (tmp_path / "run" / "checkpoints" / "step-000002" / MODEL).write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    assert train("train", "--resume", "--out", "run") == 3
+    assert "in the folder where the run was begun, or add --data PATH" in capsys.readouterr().err
+
+
+def test_a_card_with_a_setting_that_cannot_be_names_it(tmp_path, story, capsys):
+    assert train(*train_words(story, tmp_path / "run", steps=1)) == 0
+    card = json.loads((tmp_path / "run" / "card.json").read_text())
+    card["config"]["steps"] = 10**12
+    (tmp_path / "run" / "card.json").write_text(json.dumps(card))
+    assert train("train", "--resume", "--out", str(tmp_path / "run")) == 3
+    assert "found: steps: Input should be less than" in capsys.readouterr().err
+
+
+def test_a_time_without_an_end_becomes_no_more_steps_than_a_run_may_have():
+    """A card with more could not be read again: the run would be lost."""
+    steps = launch.most_steps(lambda steps: 0.0, 1.0)
+    assert resolve({"steps": steps}, environment={}).settings.steps == steps

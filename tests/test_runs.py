@@ -6,11 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ambidex import runs
+from ambidex import api, cli, runs
 from ambidex.cardfile import CARD
 from ambidex.errors import Problems
 from ambidex.rows import METRICS, Row
 from ambidex.runs import Run
+from tiny import train_words
 
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 rows = st.builds(
@@ -171,3 +172,16 @@ def test_the_plot_stands_whatever_numbers_are_in_the_metrics(tmp_path, loss):
     run.append([a_row(step, float(loss) if step == 3 else 2.0) for step in range(1, 9)])
     run.append([replace(a_row(9), step=-(10**400), tokens=10**400)])
     assert run.picture()
+
+
+def test_a_matplotlib_that_does_not_draw_costs_the_picture_alone(tmp_path, story, monkeypatch, capsys):
+    def broken(self, rows):
+        raise ValueError("no such backend")
+
+    monkeypatch.setattr(Run, "_drawn", broken)
+    assert cli.main(train_words(story, tmp_path / "run", steps=2)) == 0
+    assert "no loss.png: no such backend" in capsys.readouterr().out
+    assert (tmp_path / "run" / "summary.md").is_file()
+    assert cli.main(["export", str(tmp_path / "run"), "--to", str(tmp_path / "model")]) == 0
+    with pytest.raises(Problems, match="cannot draw"):
+        api.Run(tmp_path / "run").plot()

@@ -1,12 +1,17 @@
+import warnings
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 import pytest
 import torch
 
 from ambidex import cli
+from ambidex.api import Run
 from ambidex.engine import Device
+from ambidex.errors import Problems
 from ambidex.model import LanguageModel, Shape, initialise
+from ambidex.randomness import stream, uniform
 from ambidex.sampling import _pick, generate
 from tiny import ambidex, train_words
 
@@ -101,3 +106,25 @@ def test_a_model_that_never_saw_a_new_line_begins_with_something_else(tmp_path, 
     assert len(capsys.readouterr().out.strip("\n")) == 5
     assert cli.main(["sample", str(tmp_path / "run"), "--tokens", "5", "--prompt", "a\n"]) == 3
     assert r"found: '\n'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 4096])
+def test_numbers_drawn_one_by_one_are_those_drawn_together(at_once):
+    assert list(islice(stream(3, "sample", at_once), 50)) == uniform(3, "sample", 50).tolist()
+
+
+def test_a_text_without_an_end_takes_no_memory_for_it(model, device):
+    assert len(list(islice(generate(model, device, [1], 10**18), 3))) == 3
+
+
+def test_a_temperature_next_to_zero_takes_the_likeliest_without_a_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert _pick(np.array([0.0, 5.0, 1.0]), 0.99, 1e-320, 0) == 1
+
+
+@pytest.mark.parametrize("wrong", [{"tokens": 2.5}, {"tokens": "5"}, {"seed": 1.5}, {"temperature": float("inf")},
+                                   {"prompt": None}, {"tokens": True}, {"top_k": -1}])  # fmt: skip
+def test_what_no_sample_can_have_is_said_before_a_run_is_read(wrong):
+    with pytest.raises(Problems, match="has a value that it cannot have"):
+        Run("nowhere").sample(**wrong)

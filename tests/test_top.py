@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from ambidex import cli, top
+from ambidex import cli, plan, top
 from ambidex.errors import Exit
 from ambidex.glance import glance, is_held, runs_in
 from ambidex.rows import TAIL, read_tail, render_rows
 from ambidex.runs import Run
-from test_runpage import CARD, row, run_at
+from ambidex.settings import Settings
+from test_runpage import CARD, CONFIG, row, run_at
 
 
 def lines(root: Path, capsys: Any, *flags: str) -> list[str]:
@@ -149,3 +150,34 @@ def test_figures_that_cannot_be_stop_neither_the_table_nor_the_page(
     finally:
         held.unlock()
     assert cli.main(["report", str(run)]) == Exit.DONE
+
+
+GROWING = {"steps": 100, "layers": 10, "grow_from": 1, "grow_at": 0.9, "width": 64, "heads": 4, "kv_heads": 4,
+           "feed_forward": 128, "context": 16, "batch_size": 4, "sampled_softmax": 1}  # fmt: skip
+
+
+def test_time_left_counts_the_blocks_that_have_yet_to_join(tmp_path: Path) -> None:
+    """At step 50 of 100 as much is left as was done only where all steps are alike; here the last ten cost more."""
+    card = {**CARD, "config": {**CONFIG, **GROWING}, "data": {"hash": "abc", "vocabulary_size": 256}}
+    alike = {**card, "config": {**card["config"], "grow_from": 0}}
+    left = {}
+    for name, said in (
+        ("grows", card),
+        ("alike", alike),
+        ("broken", {**card, "config": {**card["config"], "width": "x"}}),
+    ):
+        run = Run(run_at(tmp_path / name, steps=50, card=said))
+        run.lock()
+        left[name] = glance(run.path).seconds_left
+        run.unlock()
+    settings = Settings.model_validate(card["config"])
+    work = plan.Work(plan.shape_of(settings, 256), plan.growth_of(settings), 256)
+    spent = 0.5 * 50
+    assert left["alike"] == left["broken"] == pytest.approx(spent)
+    assert left["grows"] == pytest.approx(spent * (100 * work.mean(100) / (50 * work.mean(50)) - 1), rel=1e-3)
+    assert left["grows"] > 1.5 * spent
+
+
+def test_a_name_that_no_folder_can_have_is_no_folder(tmp_path: Path, capsys: Any) -> None:
+    assert cli.main(["top", str(tmp_path / ("n" * 300))]) == Exit.DATA
+    assert "There is no such folder" in capsys.readouterr().err

@@ -44,6 +44,7 @@ def entry() -> NoReturn:
 
 def main(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code. What a user can cause ends in a sentence, never in a traceback."""
+    occupy_standard_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(
             stream, io.TextIOWrapper
@@ -84,6 +85,23 @@ def main(arguments: Sequence[str]) -> int:
         _to_nobody(sys.stdout)
         complain(str(Problems(Problem("The output cannot be written.", found=error.strerror or str(error)))))
         return Exit.CANNOT_WRITE
+
+
+def occupy_standard_streams() -> None:
+    """Where whoever started us closed a standard stream, send it nowhere.
+
+    Its number would be given to the next file that is opened, a checkpoint perhaps, and what a library or a child
+    process writes to "standard output" would stand in that file.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(
+                os.open(os.devnull, os.O_RDWR), True
+            )  # the lowest free number, which is this one
+        if number and getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115
 
 
 def _not_installed(arguments: Sequence[str], package: str) -> Problem:

@@ -52,41 +52,50 @@ def bench(arguments: list[str]) -> int:
     parser.add_argument(
         "--preset", default="", help="the model whose step is taken apart [nano]; with --to-loss [quick]"
     )
-    parser.add_argument(
-        "--precision", choices=("auto", "fp32", "bf16"), default="auto", help="as in training [auto]"
-    )
-    parser.add_argument("--threads", type=int, default=0, help="0: as training takes by itself [0]")
-    parser.add_argument("--steps", type=int, default=5, help="steps that are measured [5]")
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), help="as in training [auto]")
+    parser.add_argument("--threads", type=int, help="0: as training takes by itself [0]")
+    parser.add_argument("--steps", type=int, help="steps that are measured [5]")
     parser.add_argument(
         "--to-loss", type=float, default=0.0, metavar="NATS",
         help="instead: seconds to this validation loss on --data, in turns with a plain loop",
     )  # fmt: skip
-    parser.add_argument("--data", default="", metavar="FILE", help="the text for --to-loss")
-    parser.add_argument(
-        "--rounds", type=int, default=5, help="pairs of runs for --to-loss, each with its seed [5]"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the first round of --to-loss [0]")
+    parser.add_argument("--data", metavar="FILE", help="the text for --to-loss")
+    parser.add_argument("--rounds", type=int, help="pairs of runs for --to-loss, each with its seed [5]")
+    parser.add_argument("--seed", type=int, help="seed of the first round of --to-loss [0]")
     parser.add_argument("--json", action="store_true", help="for a program to read")
     options = parser.parse_args(arguments)
     wrong = [
         Problem(f"{flag} has a value that it cannot have.", found=str(value), wanted=f"{least} or more")
         for flag, value, least in (("--seed", options.seed, 0), ("--threads", options.threads, 0), ("--steps", options.steps, 1),
-                                    ("--rounds", options.rounds, 1), ("--to-loss", options.to_loss, 0)) if not value >= least
+                                    ("--rounds", options.rounds, 1), ("--to-loss", options.to_loss, 0)) if value is not None and not value >= least
     ]  # fmt: skip
     if options.to_loss and not options.data:
         wrong.append(Problem("--to-loss needs a text.", found="no --data", wanted="a text file",
                              fix="ambidex bench --to-loss 1.88 --data PATH"))  # fmt: skip
+    race_alone = {"--data": options.data, "--rounds": options.rounds, "--seed": options.seed}
+    step_alone = {"--precision": options.precision, "--threads": options.threads, "--steps": options.steps}
+    without = [
+        flag for flag, value in (step_alone if options.to_loss else race_alone).items() if value is not None
+    ]
+    wrong += [
+        Problem(f"{flag} has no effect " + ("with --to-loss." if options.to_loss else "without --to-loss."),
+                found=" ".join(["ambidex bench", *arguments]), wanted=f"{flag} left out" if options.to_loss else "--to-loss NATS with it",
+                fix="" if options.to_loss else "ambidex bench --to-loss 1.88 --data PATH")
+        for flag in without
+    ]  # fmt: skip
     if wrong:
         raise Problems(wrong)
+    rounds, seed = (5 if options.rounds is None else options.rounds), options.seed or 0
     if options.to_loss:
         from ambidex import race
 
-        return race.run(
-            options.to_loss, options.data, options.preset, options.rounds, options.seed, options.json
-        )
+        return race.run(options.to_loss, options.data, options.preset, rounds, seed, options.json)
     from ambidex import bench as room
 
-    return room.run(options.preset or "nano", options.precision, options.threads, options.steps, options.json)
+    return room.run(
+        options.preset or "nano", options.precision or "auto", options.threads or 0,
+        5 if options.steps is None else options.steps, options.json,
+    )  # fmt: skip
 
 
 def presets(arguments: list[str]) -> int:

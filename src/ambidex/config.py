@@ -161,14 +161,29 @@ def _read_toml(path: Path, problems: list[Problem]) -> dict[str, Any]:
     return {}
 
 
-def _read_environment(environment: Mapping[str, str]) -> dict[str, str]:
+def _read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     """An empty variable counts as unset, as compose files and shells leave them."""
     found = {name: environment.get(variable(name), "") for name in fields()}
-    return {name: value for name, value in found.items() if value}
+    given: dict[str, Any] = {name: value for name, value in found.items() if value}
+    return given | ({"data": _split_as_path(given["data"])} if "data" in given else {})
+
+
+def _split_as_path(places: str, separator: str = os.pathsep) -> list[str]:
+    """Several places in one variable, as PATH has them; the colon of hf:NAME and of an address separates nothing."""
+    found: list[str] = []
+    for part in places.split(separator):
+        if separator == ":" and found and (found[-1] == "hf" or part.startswith("//")):
+            found[-1] += f":{part}"
+        else:
+            found.append(part)
+    return found
 
 
 def _unknown_flag(word: str) -> Problem:
     known = [flag(name) for name in fields()]
+    if not word:
+        return Problem("A word of the command is empty.", found=repr(word), wanted="a configuration file, and flags",
+                       fix="leave it out; a variable of the shell may be empty")  # fmt: skip
     if word[:1] not in DASHES:
         return Problem(f"{word!r} is one word too many.", wanted="one configuration file, and flags",
                        fix="--data PATH, if it is a text to learn from")  # fmt: skip
@@ -188,7 +203,14 @@ def _unknown_key(name: str, place: str) -> Problem:
 
 def _checked(values: dict[str, Any], origins: dict[str, str], problems: list[Problem]) -> Settings | None:
     """The model of ``values``, with every wrong value and every impossible combination put into ``problems``."""
-    wrong: set[str] = set()
+    # pydantic takes true for 1, and who writes steps = true has not meant one step.
+    wrong = {
+        name
+        for name, value in values.items()
+        if isinstance(value, bool) and fields()[name].annotation is not bool
+    }
+    problems += [_wrong_value(name, _no_bool(name, values[name]), origins) for name in sorted(wrong)]
+    values = {name: value for name, value in values.items() if name not in wrong}
     try:
         settings = Settings.model_validate(values)
     except ValidationError as error:
@@ -208,6 +230,11 @@ def _checked(values: dict[str, Any], origins: dict[str, str], problems: list[Pro
     return settings
 
 
+def _no_bool(name: str, value: object) -> dict[str, Any]:
+    kind = {int: "int", float: "float", str: "string"}.get(fields()[name].annotation, "")  # type: ignore[arg-type]
+    return {"input": value, "type": kind, "msg": "a value such as the help shows"}
+
+
 def _wrong_value(name: str, detail: Mapping[str, Any], origins: Mapping[str, str]) -> Problem:
     value = detail["input"]
     found = "nothing" if value is None else repr(value)
@@ -215,12 +242,13 @@ def _wrong_value(name: str, detail: Mapping[str, Any], origins: Mapping[str, str
     return Problem(
         f"{flag(name)} has a value that it cannot have.",
         found=f"{found} ({origins.get(name, 'default')})",
-        wanted=_wanted(detail),
+        wanted="a finite number" if str(value).lower() == "nan" else _wanted(detail),
         fix=hint,
     )
 
 
 _KINDS_OF_VALUE = {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "text"}
+_WORDS = {"tuple_type": "a path, or a list of them"}
 _BOUNDS = {"ge": "{} or more", "gt": "more than {}", "le": "{} or less", "lt": "less than {}"}
 
 
@@ -228,7 +256,9 @@ def _wanted(detail: Mapping[str, Any]) -> str:
     """What pydantic wanted, in our words where they are shorter."""
     limits = {key: limit for key, limit in detail.get("ctx", {}).items() if key in _BOUNDS}
     bounds = [_BOUNDS[key].format(f"{n:,}" if isinstance(n, int) else f"{n:g}") for key, n in limits.items()]
-    kind = _KINDS_OF_VALUE.get(str(detail["type"]).split("_", maxsplit=1)[0])
+    kind = _WORDS.get(str(detail["type"])) or _KINDS_OF_VALUE.get(
+        str(detail["type"]).split("_", maxsplit=1)[0]
+    )
     words = str(detail["msg"]).removeprefix("Value error, ").removeprefix("wanted ")
     return bounds[0] if bounds else kind or words.removeprefix("Input should be ")
 

@@ -38,14 +38,31 @@ def train_flags(arguments: list[str]) -> tuple[dict[str, Any], str | None, list[
     found, unknown = parser.parse_known_args(arguments)
     flags = vars(found)
     file = flags.pop("config")
-    if file is not None and file[:1] in config.DASHES[1:]:  # pasted from where dashes are made long
+    if file is not None and (
+        not file or file[0] in config.DASHES[1:]
+    ):  # pasted, with dashes made long; or empty
         file, unknown = None, [file, *unknown]
+    unknown = _take_values(flags, arguments, unknown)
     # What was typed behind a flag that there is not is that flag's value: neither a second mistake nor a file.
     values = {
         word for flag, word in pairwise(arguments)
         if flag in unknown and flag[:1] in config.DASHES and "=" not in flag and word[:1] not in config.DASHES
     }  # fmt: skip
     return flags, None if file in values else file, [word for word in unknown if word not in values]
+
+
+def _take_values(flags: dict[str, Any], arguments: list[str], unknown: list[str]) -> list[str]:
+    """Give a flag without a value the word behind it where that begins with one dash and is no flag, such as -5s.
+
+    Returns the words that are still unknown.
+    """
+    left = list(unknown)
+    for flag, word in pairwise(arguments):
+        name = flag.removeprefix("--").replace("-", "_")
+        if flag == config.flag(name) and flags.get(name, "") is None and word in left and word[:2] != "--":
+            flags[name] = word
+            left.remove(word)
+    return left
 
 
 def _value_word(name: str, info: Any) -> str:

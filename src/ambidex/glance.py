@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from ambidex.cardfile import CARD, read_card
 from ambidex.errors import Problems
 from ambidex.files import open_plain, read_small
+from ambidex.growth import Growth
 from ambidex.rows import METRICS, Row, read_tail
 
 LOCK = ".lock"
@@ -62,10 +64,34 @@ class Glance:
 
     @property
     def seconds_left(self) -> float | None:
-        """At the pace of the whole run so far; None where it is not trained now or has no pace yet."""
+        """At the pace of the whole run so far, steps in which more blocks compute taking as much longer; None where it
+        is not trained now or has no pace yet."""
         if not self.alive or self.steps is None or not self.tail or self.step < 1:
             return None
-        return max(0.0, self.tail[-1].seconds / self.step * (self.steps - self.step))
+        work = work_of(self.card, self.steps)
+        return max(0.0, self.tail[-1].seconds * (work(self.steps) / work(self.step) - 1))
+
+
+def work_of(card: dict[str, Any], steps: int) -> Callable[[int], float]:
+    """The work of a run's first so many steps, in a unit of its own, from the card alone: products of a token, forward.
+
+    Steps are taken to be alike where no block waits, or where the card does not say.
+    """
+    config, vocabulary = card.get("config", {}), whole(card.get("data", {}).get("vocabulary_size"))
+    names = ("layers", "grow_from", "width", "heads", "kv_heads", "feed_forward", "context", "batch_size")
+    sizes = [whole(config.get(name)) for name in names]
+    at, one_in = config.get("grow_at"), whole(config.get("sampled_softmax", 1))
+    if None in sizes or not vocabulary or not one_in or type(at) not in (int, float) or not 0 <= at <= 1:
+        return float
+    layers, first, width, heads, kv_heads, feed_forward, context, batch = (size or 0 for size in sizes)
+    if not 0 < first < layers or not width or not heads:
+        return float
+    growth = Growth.of(first, layers, steps, at)
+    block = 2 * width * width + 2 * width * kv_heads * width // heads + width * (3 * feed_forward + context)
+    # A batch's own tokens and a part of the others; half of the batch's are taken to be alike.
+    own = vocabulary if one_in == 1 else min(batch * context, vocabulary) // 2
+    head = width * (own + (vocabulary - own) // one_in)
+    return lambda done: done * (growth.mean_depth(done) * block + head)
 
 
 def glance(path: Path) -> Glance:

@@ -18,6 +18,13 @@ class Growth:
     layers: int
     step: int
 
+    @classmethod
+    def of(cls, first: int, layers: int, steps: int, at: float) -> Growth:
+        """As the settings say it: 0 for ``first`` is all; those that wait join after that part of the steps, for the
+        last one at the latest."""
+        first = first or layers
+        return cls(first, layers, min(round(steps * at), steps - 1) if first < layers else 0)
+
     def depth_at(self, step: int) -> int:
         """Blocks that compute in update number ``step``, counted from 0."""
         return self.first if step < self.step else self.layers

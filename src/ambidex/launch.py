@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ambidex import plan, runs
 from ambidex.card import between_products, leg, measured, new_card, was_compiled, what_decides_numbers
+from ambidex.cardfile import CARD
 from ambidex.compare import tracing
 from ambidex.compare.again import raise_floor
 from ambidex.config import Resolved, Settings
@@ -46,6 +47,7 @@ from ambidex.resume import (
     same_run,
     settings_of,
     shared,
+    take,
     unfinished,
 )
 from ambidex.runs import Run
@@ -96,7 +98,7 @@ def start(resolved: Resolved) -> Outcome:
         resolved = restarted(resolved, group)
         run, resolved = same_run(group, resolved, lambda: named(resolved))
         group.everyone(partial(tracing.check_reference, resolved.settings.from_trace))
-        tokens = group.everyone(lambda: prepare_text(resolved.settings))
+        tokens = group.everyone(lambda: text_of(resolved))
         if run is None and resolved.settings.resume and not resolved.settings.dry_run:
             run, resolved = same_run(group, resolved, lambda: unfinished(resolved, tokens, choice))
         if run is not None:
@@ -127,7 +129,7 @@ def start(resolved: Resolved) -> Outcome:
             run, _ = same_run(group, resolved, lambda: (new_run(resolved), resolved))
             assert run is not None
             held.callback(run.unlock)
-        group.from_writer(run.lock)
+        group.from_writer(partial(take, run, card))
         group.begin(os.fsencode(run.path).hex())
         return carry_on(trainer, run, card, choice, stops, resolved.origins)
 
@@ -189,11 +191,19 @@ def carry_on(trainer: Trainer, run: Run, card: Mapping[str, Any], choice: Choice
         fit(trainer, run, stops, screen)
     if why_not := getattr(trainer.learn, "why_not", ""):
         line("replay", f"no: each kernel was started by the host ({why_not})")
-    run.plot()
+    draw(run)
     run.write_card({**run.card, "measured": measured(trainer)})
     write_summary(trainer, run)
     show_end(trainer, run)
     return Outcome(run, stops.asked or stops.agreed or Exit.DONE)
+
+
+def draw(run: Run) -> None:
+    """loss.png; that there is none is told, and no reason to go without the rest."""
+    try:
+        run.plot()
+    except runs.NotDrawn as why:
+        line("", f"no {runs.PLOT}: {why.problems[0].found}")
 
 
 def write_tokenizer(trainer: Trainer, run: Run) -> None:
@@ -204,9 +214,26 @@ def write_what_is_missing(trainer: Trainer, run: Run) -> None:
     """Plot and summary of a run that was killed after its last checkpoint, and the tokenizer that `ambidex sample` reads."""
     write_tokenizer(trainer, run)
     if not os.path.lexists(run.path / runs.PLOT):
-        run.plot()
+        draw(run)
     if not os.path.lexists(run.path / runs.SUMMARY):
         write_summary(trainer, run, trained_here=False)
+
+
+def text_of(resolved: Resolved) -> Tokens:
+    """The text of a run. Its card has the words that were typed, which need not lead anywhere from where we stand now."""
+    try:
+        return prepare_text(resolved.settings)
+    except Problems as problems:
+        if resolved.origins["data"] != CARD:
+            raise
+        fix = f"{CARD} names it as it was typed: repeat the command in the folder where the run was begun, or add --data PATH"
+        raise Problems(
+            [
+                replace(one, fix=fix) if one.what.endswith("is not there") else one
+                for one in problems.problems
+            ],
+            problems.exit_code,
+        ) from None
 
 
 def prepare_text(settings: Settings) -> Tokens:
@@ -384,14 +411,15 @@ def schedule_of(settings: Settings) -> Schedule:
 
 
 def most_steps(seconds_of: Callable[[int], float], left: float) -> int:
-    """The largest number of steps that take at most ``left`` seconds, at least 1; more steps take longer."""
+    """The largest number of steps that take at most ``left`` seconds, at least 1 and no more than a run may have;
+    more steps take longer."""
     low, high = 1, 2
     while high < LARGEST and seconds_of(high) <= left:
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if seconds_of(middle) <= left else (low, middle)
-    return low
+    return min(low, LARGEST)
 
 
 def seconds_of_a_step(trainer: Trainer, steps: int) -> float:

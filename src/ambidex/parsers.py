@@ -70,7 +70,9 @@ class Parser(argparse.ArgumentParser):
         return super().format_help() + "\n".join(shown)
 
     def error(self, message: str) -> NoReturn:
-        raise Problems(Problem(f"{message[:1].upper()}{message[1:]}.", fix=f"{self.prog} --help"))
+        joined = "a value that begins with a dash is joined to its flag: --flag=-value; "
+        fix = f"{joined if message.endswith('expected one argument') else ''}{self.prog} --help"
+        raise Problems(Problem(f"{message[:1].upper()}{message[1:]}.", fix=fix))
 
     def _get_formatter(self) -> argparse.HelpFormatter:
         """With a width, since without one every flag that is added loads `shutil` and what it brings."""

@@ -43,9 +43,7 @@ def shape_of(settings: Settings, vocabulary_size: int) -> Shape:
 
 def growth_of(settings: Settings) -> Growth:
     """When the blocks of a run join: all of them for its last step at the latest."""
-    first, steps = settings.grow_from or settings.layers, settings.steps
-    join = min(round(steps * settings.grow_at), steps - 1)
-    return Growth(first, settings.layers, join if first < settings.layers else 0)
+    return Growth.of(settings.grow_from, settings.layers, settings.steps, settings.grow_at)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ promise that of its distributions, so none is used.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +18,23 @@ from numpy.typing import NDArray
 
 def uniform(seed: int, name: str, count: int) -> NDArray[np.float64]:
     """``count`` numbers in [0, 1), multiples of 2^-53, decided by ``seed`` and ``name`` alone."""
-    key = int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:16], "little")
-    words = np.random.Philox(key=key).random_raw(count)
+    return _fractions(_words(seed, name).random_raw(count))
+
+
+def stream(seed: int, name: str, at_once: int = 4096) -> Iterator[float]:
+    """The numbers of `uniform`, one after the other without an end, in the memory of ``at_once`` of them."""
+    source = _words(seed, name)
+    while True:
+        yield from _fractions(source.random_raw(at_once)).tolist()
+
+
+def _words(seed: int, name: str) -> np.random.Philox:
+    return np.random.Philox(
+        key=int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:16], "little")
+    )
+
+
+def _fractions(words: NDArray[np.uint64]) -> NDArray[np.float64]:
     return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 

@@ -53,7 +53,7 @@ def named_run(settings: Settings) -> Run | None:
     return run
 
 
-def check_place(path: Path, name: str) -> None:
+def check_place(path: Path, name: str, what: str = "The run folder") -> None:
     """Raise Problems, before any work is done, where no folder can be at ``path`` (exit 2; 4: not writable)."""
     try:
         if "\0" in str(path):
@@ -73,9 +73,11 @@ def check_place(path: Path, name: str) -> None:
             Problem(f"{name} is not a folder.", found=str(path), wanted="a new or an empty folder")
         )
     if not there.is_dir():
-        raise runs.cannot_write(path, NotADirectoryError(errno.ENOTDIR, f"{there} is no folder"))
+        raise runs.cannot_write(path, NotADirectoryError(errno.ENOTDIR, f"{there} is no folder"), what, name)
     if not os.access(there, os.W_OK | os.X_OK):
-        raise runs.cannot_write(path, PermissionError(errno.EACCES, f"{there} may not be written to"))
+        raise runs.cannot_write(
+            path, PermissionError(errno.EACCES, f"{there} may not be written to"), what, name
+        )
 
 
 def mend_card(run: Run) -> None:
@@ -162,7 +164,7 @@ def settings_of(card: Mapping[str, Any]) -> Settings:
     except ValueError as error:
         raise Problems(
             Problem("The run's card holds settings that this version does not understand.",
-                    found=str(error).splitlines()[0], wanted="a card of the same version of ambidex"), Exit.DATA,
+                    found=one_line(": ".join(part.strip() for part in str(error).splitlines()[1:3]) or str(error)), wanted="a card of the same version of ambidex"), Exit.DATA,
         ) from None  # fmt: skip
     if problems := [problem for _, problem in impossible(settings)]:
         raise Problems([replace(one, found=f"{one.found}, in {CARD}", fix="") for one in problems], Exit.DATA)
@@ -363,6 +365,22 @@ def named(resolved: Resolved) -> tuple[Run | None, Resolved]:
 def unfinished(resolved: Resolved, tokens: Tokens, choice: Choice) -> tuple[Run | None, Resolved]:
     run = unfinished_run(resolved, tokens, choice)
     return run, with_card(resolved, run.card) if run else resolved
+
+
+def take(run: Run, card: Mapping[str, Any]) -> None:
+    """Lock a run for this process. Raises Problems (exit 7) where another has begun one there since ``card`` was read.
+
+    Between looking and locking lies all that prepares a training, which may be hours: then that folder holds a run, and
+    who takes it for empty would train over it.
+    """
+    run.lock()
+    if not card and run.holds_card():
+        run.unlock()
+        raise Problems(
+            Problem("Another process has begun a run here while this one prepared its own.", found=str(run.path),
+                    wanted="one training at a time in a run folder",
+                    fix=f"{run.command_to_resume()} continues it; another --out begins another"), Exit.IN_USE,
+        )  # fmt: skip
 
 
 def new_run(resolved: Resolved) -> Run:

@@ -19,7 +19,7 @@ from ambidex import checkpoint, health
 from ambidex.cardfile import CARD, read_card
 from ambidex.device import image
 from ambidex.errors import Exit, Problem, Problems
-from ambidex.escaping import printable, typed
+from ambidex.escaping import one_line, printable, typed
 from ambidex.files import read_small, replace_synced, sync_folder
 from ambidex.glance import LOCK
 from ambidex.rows import METRICS, Row, read_metrics, render_rows
@@ -196,10 +196,22 @@ class Run:
             return ""
 
     def picture(self) -> bytes | None:
-        """The losses of metrics.csv, drawn as PNG; None where there is nothing to draw yet."""
+        """The losses of metrics.csv, drawn as PNG; None where there is nothing to draw yet. Raises NotDrawn."""
         rows = self.metrics
         if not rows:
             return None
+        try:
+            return self._drawn(rows)
+        except ImportError as error:
+            if error.name == "matplotlib":  # not installed, which the command line has words for
+                raise
+            raise NotDrawn(error) from None
+        except (
+            Exception
+        ) as error:  # of a backend that there is not, of a font, of two versions that do not fit
+            raise NotDrawn(error) from None
+
+    def _drawn(self, rows: Sequence[Row]) -> bytes:
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(8, 4.5), layout="constrained")
@@ -243,6 +255,17 @@ class Run:
         except checkpoint.Damaged:
             return False
         return True
+
+
+class NotDrawn(Problems):
+    """matplotlib is here and does not draw; exit 3."""
+
+    def __init__(self, error: Exception) -> None:
+        found = one_line((str(error).strip().splitlines() or [""])[0] or type(error).__name__)
+        super().__init__(
+            Problem("matplotlib cannot draw the losses.", found=found, wanted="a matplotlib that works",
+                    fix="unset MPLBACKEND, or python -m pip install --force-reinstall matplotlib"), Exit.DATA,
+        )  # fmt: skip
 
 
 class Follower(Run):

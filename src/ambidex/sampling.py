@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ambidex.engine import Device
 from ambidex.model import Cache, LanguageModel
-from ambidex.randomness import uniform
+from ambidex.randomness import stream
 
 
 @torch.no_grad()
@@ -31,16 +31,16 @@ def generate(
     """
     context = model.shape.context
     history = list(prompt)[-context:]
-    chances = uniform(seed, name, max(1, tokens))
+    chances = stream(seed, name)
     cache = Cache()
     fresh = history
-    for number in range(tokens):
+    for _ in range(tokens):
         if cache.length + len(fresh) > context:
             cache, fresh = Cache(), history[-max(1, context // 2) :]
         batch = device.tensor(np.asarray([fresh], dtype=np.int64))  # (1, T)
         with device.autocast():
             logits = model.logits(model(batch, cache)[0, -1])  # (V,)
-        token = _pick(logits.cpu().double().numpy(), float(chances[number]), temperature, top_k)
+        token = _pick(logits.cpu().double().numpy(), next(chances), temperature, top_k)
         history.append(token)
         fresh = [token]
         yield token
@@ -52,6 +52,9 @@ def _pick(logits: NDArray[np.float64], chance: float, temperature: float, top_k:
         return int(logits.argmax())
     if 0 < top_k < len(logits):
         logits = np.where(logits < np.partition(logits, -top_k)[-top_k], -np.inf, logits)
-    weights = np.exp((logits - logits.max()) / temperature)
+    with np.errstate(
+        over="ignore"
+    ):  # by a temperature next to 0: all but the likeliest become 0, as they should
+        weights = np.exp((logits - logits.max()) / temperature)
     summed = np.cumsum(weights)
     return min(int(np.searchsorted(summed, chance * summed[-1], side="right")), len(logits) - 1)

@@ -5,7 +5,6 @@ pydantic does the types and the bounds; `config.py` merges the sources, `combina
 
 from __future__ import annotations
 
-import os
 import re
 from typing import Annotated, Any, Literal
 
@@ -23,6 +22,8 @@ def _seconds(value: object) -> object:
     """``"1h30m"``, ``"90s"`` or ``90`` to seconds."""
     if not isinstance(value, str):
         return value
+    if value.strip().startswith("-"):
+        raise ValueError("wanted 0 or more, such as 90s, 5m or 1h30m")
     found = DURATION.fullmatch(value.strip().lower())
     if not found or not value.strip():
         raise ValueError("wanted a duration such as 90s, 5m or 1h30m")
@@ -42,8 +43,8 @@ def _device(value: object) -> object:
 
 
 def _sources(value: object) -> object:
-    """One path, or a list of them; an environment variable separates several as PATH does."""
-    return value.split(os.pathsep) if isinstance(value, str) else value
+    """One path, or a list of them."""
+    return [value] if isinstance(value, str) else value
 
 
 def setting(default: Any, help: str, *, numeric: bool, group: str, **bounds: Any) -> Any:  # noqa: A002

@@ -24,7 +24,7 @@ HOME, CLEAR_BELOW, CLEAR_LINE = "\x1b[H", "\x1b[J", "\x1b[K"
 
 def show(root: Path, *, once: bool, every: float) -> int:
     """Print the table, again and again while standard output is a terminal. Raises Problems (exit 3) without a folder."""
-    if not root.is_dir():
+    if not os.path.isdir(root):  # noqa: PTH112  it says no as well of a name that can be none
         raise Problems(
             Problem("There is no such folder.", found=str(root), wanted="a folder of runs, or one run",
                     fix="ambidex train makes a first run; ambidex top DIR looks elsewhere"), Exit.DATA,

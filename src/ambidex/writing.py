@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from numbers import Integral, Real
 from pathlib import Path
 
 from ambidex import trained
@@ -11,6 +13,7 @@ from ambidex.device import cpu as processor
 from ambidex.device.choose import choose
 from ambidex.engine import Device
 from ambidex.errors import Exit, Problem, Problems
+from ambidex.escaping import one_line
 from ambidex.guard import cpu_guard
 from ambidex.runs import Run, readable
 from ambidex.sampling import generate
@@ -39,6 +42,21 @@ def beginning(tokenizer: Tokenizer) -> list[int]:
         return [0]
 
 
+def check_values(prompt: object, counts: Mapping[str, object], temperature: object) -> None:
+    """Raise Problems (exit 2) with all that cannot be; from Python anything may come."""
+    wrong = [(flag, value, "a whole number, 0 or more") for flag, value in counts.items()
+             if not isinstance(value, Integral) or isinstance(value, bool) or value < 0]  # fmt: skip
+    if not isinstance(temperature, Real) or not 0 <= float(temperature) < math.inf:
+        wrong.append(("--temperature", temperature, "a finite number, 0 or more"))
+    if not isinstance(prompt, str):
+        wrong.append(("--prompt", prompt, "text"))
+    if wrong:
+        raise Problems(
+            Problem(f"{flag} has a value that it cannot have.", found=one_line(repr(value)), wanted=wanted)
+            for flag, value, wanted in wrong
+        )
+
+
 def pieces(
     path: Path,
     prompt: str,
@@ -55,18 +73,7 @@ def pieces(
     What is passed over of the run's checkpoints is named on standard error. Raises Problems: exit 2 for a number
     that cannot be, 3 for a run that cannot be read, the doctor's for a device that cannot be had.
     """
-    problems = [
-        Problem(f"{flag} has a value that it cannot have.", found=str(value), wanted="0 or more")
-        for flag, value in (
-            ("--tokens", tokens),
-            ("--temperature", temperature),
-            ("--top-k", top_k),
-            ("--seed", seed),
-        )
-        if not value >= 0
-    ]
-    if problems:
-        raise Problems(problems)
+    check_values(prompt, {"--tokens": tokens, "--top-k": top_k, "--seed": seed}, temperature)
     choice = choose(device, asked_by)
     with cpu_guard(choice.forced_by):
         machine = Device(

@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 import ambidex
 from ambidex import cli
 from ambidex.checkpoint import newest_good
+from ambidex.errors import Exit
 from ambidex.export import command
 from ambidex.export.vocabulary import huggingface_json, llama
 from ambidex.text import load_tokenizer
@@ -239,3 +240,19 @@ def test_merges_put_a_character_together_and_never_two(trained_runs):
         assert any(token.startswith(left + right) for token in theirs.tokens)
         assert len(right) == 1
         assert 0x80 <= byte_alphabet()[right] < 0xC0  # a byte that goes on with a character
+
+
+def test_a_place_that_can_be_none_is_called_by_the_flag_that_named_it(tmp_path, capsys):
+    (tmp_path / "file").write_text("x")
+    for place, word in (
+        (tmp_path / "file" / "model", "The export cannot be written"),
+        (tmp_path / ("n" * 300), "too long"),
+    ):
+        assert cli.main(["export", str(tmp_path), "--to", str(place)]) in (
+            Exit.USAGE,
+            Exit.DATA,
+            Exit.CANNOT_WRITE,
+        )
+        said = capsys.readouterr().err
+        assert word in said
+        assert "--out" not in said

@@ -271,3 +271,21 @@ def test_a_standard_input_that_is_closed_is_a_sentence(
     monkeypatch.setattr(sys, "stdin", None)
     with pytest.raises(Problems, match="standard input is closed"):
         find_sources(["-"], tmp_path)
+
+
+@pytest.mark.parametrize("mark", [b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff"])
+def test_a_file_that_holds_a_byte_order_mark_alone_is_empty(
+    mark: bytes, tmp_path: Path, tokens_of: TokensOf
+) -> None:
+    (tmp_path / "mark.txt").write_bytes(mark)
+    said = problems_of(tmp_path / "mark.txt", tokens_of=tokens_of)
+    assert "empty but for a byte order mark" in said
+    assert said.count("do: ") == 1
+    assert "1 empty" in problems_of(tmp_path, tokens_of=tokens_of)
+
+
+@pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="there is no /proc here")
+def test_a_file_of_the_system_that_calls_itself_empty_is_not_said_to_be_empty(tokens_of: TokensOf) -> None:
+    said = problems_of(Path("/proc/meminfo"), tokens_of=tokens_of)
+    assert "found: empty" not in said
+    assert "do: copy it first: cat /proc/meminfo > copy.txt" in said

@@ -22,7 +22,7 @@ from ambidex.escaping import one_line
 from ambidex.export import huggingface, llama, modelcard
 from ambidex.files import read_small, replace_synced, sync_folder, write_synced
 from ambidex.resume import check_place, settings_of
-from ambidex.runs import PLOT, Run, cannot_write
+from ambidex.runs import PLOT, NotDrawn, Run, cannot_write
 from ambidex.screen import line
 from ambidex.trained import Trained
 
@@ -68,7 +68,7 @@ def check(kind: str, target: Path, run: Run) -> None:
             Problem("There is no such format.", found=f"--format {kind}", wanted=" or ".join(FORMATS))
         )
     checks: list[Callable[[], None]] = [
-        lambda: check_place(target, "--to"),
+        lambda: check_place(target, "--to", "The export"),
         lambda: _check_contents(target, kind),
         lambda: _check_layout(run),
     ]
@@ -107,7 +107,7 @@ def _check_not_here(to: Path | str) -> None:
 
 def _check_contents(target: Path, kind: str) -> None:
     """Raise Problems where the folder holds anything but an untouched export of the same format."""
-    if not target.is_dir() or not (others := _foreign(target, kind)):
+    if not os.path.isdir(target) or not (others := _foreign(target, kind)):  # noqa: PTH112
         return
     raise Problems(
         Problem("--to holds something else.", found=f"{target}: {', '.join(others[:5])}",
@@ -135,7 +135,7 @@ def _foreign(target: Path, kind: str) -> list[str]:
 
 def fill(folder: Path, found: Trained, run: Run, kind: str, name: str) -> None:
     """Write every file of the export, which will be called ``name``, each to the disk, and the manifest last."""
-    picture = run.picture()
+    picture = _picture(run)
     if kind == "hf":
         for file, content in huggingface.files(found).items():
             write_synced(folder / file, content)
@@ -153,6 +153,15 @@ def fill(folder: Path, found: Trained, run: Run, kind: str, name: str) -> None:
     files = {path.name: _sha256(path) for path in sorted(folder.iterdir())}
     replace_synced(folder / MANIFEST, (json.dumps({**manifest, "files": files}, indent=1) + "\n").encode())
     sync_folder(folder)
+
+
+def _picture(run: Run) -> bytes | None:
+    """An export is whole without one."""
+    try:
+        return run.picture()
+    except NotDrawn as why:
+        line("", f"no {PLOT}: {why.problems[0].found}")
+        return None
 
 
 def _appear(unfinished: Path, target: Path) -> None:

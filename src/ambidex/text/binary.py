@@ -20,6 +20,13 @@ _BEGINNINGS: tuple[tuple[bytes, str], ...] = (
     (b"\xff\xfe", "UTF-16 text (convert it first: iconv -f UTF-16 -t UTF-8)"),
     (b"\xfe\xff", "UTF-16 text (convert it first: iconv -f UTF-16 -t UTF-8)"),
 )
+_MARKS = (
+    b"\xef\xbb\xbf",
+    b"\xff\xfe",
+    b"\xfe\xff",
+    b"\xff\xfe\0\0",
+    b"\0\0\xfe\xff",
+)  # and nothing behind it
 _TEXT_CONTROLS = b"\t\n\r\f\b\x1b"
 _CONTROLS = bytes(sorted(set(range(32)) - set(_TEXT_CONTROLS)))
 
@@ -32,6 +39,8 @@ def binary_sign(head: bytes) -> str:
     """
     if not head:
         return "empty"
+    if head in _MARKS:
+        return "empty but for a byte order mark"
     for beginning, meaning in _BEGINNINGS:
         if head.startswith(beginning) and not (beginning == b"BZh" and head[3:4] not in b"123456789"):
             return meaning

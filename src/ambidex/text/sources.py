@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import IO
 
 from ambidex.errors import Exit, Problem, Problems
-from ambidex.escaping import one_line
+from ambidex.escaping import one_line, typed
+from ambidex.files import open_plain
 from ambidex.text.binary import binary_sign
 from ambidex.text.builtin import builtin_sources
 from ambidex.text.cache import writing
@@ -27,6 +28,7 @@ from ambidex.text.hub import hub_source
 from ambidex.text.readers import CHUNK, JsonLines, Parquet, Source, Stream, TextFile, reading, unreadable
 
 _SEEN = "seen before"
+SIZELESS = "0 bytes long by its own word, and not empty, as the system's own files are"
 _READERS: dict[str, type[TextFile]] = {".jsonl": JsonLines, ".ndjson": JsonLines, ".parquet": Parquet}
 
 
@@ -105,7 +107,10 @@ def _find_file(path: Path, status: os.stat_result, found: Found) -> None:
     if _is_new(status, found):
         source = _reader(path, path.name, status.st_size)
         if reason := _why_not(source):
-            empty = "give a file with text in it" if reason == "empty" else ""
+            if reason == SIZELESS:
+                copy = f"copy it first: cat {typed([str(path)])} > copy.txt"
+                raise Problems(Problem(f"{name} is no file on a disk", found=reason, fix=copy), Exit.DATA)
+            empty = "give a file with text in it" if reason.startswith("empty") else ""
             raise Problems(
                 Problem(
                     f"{name} is no text",
@@ -130,7 +135,7 @@ def _find_in_folder(folder: Path, found: Found) -> None:
             problems += more.problems
             continue
         if reason:
-            found.skipped["empty" if reason == "empty" else "binary"] += 1
+            found.skipped[_kind_of(reason)] += 1
         else:
             found.sources.append(source)
     passed_over = found.skipped - skipped_before
@@ -139,6 +144,10 @@ def _find_in_folder(folder: Path, found: Found) -> None:
         problems.append(Problem(f"no text in the folder {spelled(str(folder))}", found=reasons))
     if problems:
         raise Problems(problems, Exit.DATA)
+
+
+def _kind_of(reason: str) -> str:
+    return "empty" if reason.startswith("empty") else "not plain files" if reason == SIZELESS else "binary"
 
 
 def _walk(folder: Path, found: Found, problems: list[Problem]) -> Iterator[tuple[Path, os.stat_result]]:
@@ -179,11 +188,20 @@ def _reader(path: Path, name: str, size: int) -> TextFile:
     return _READERS.get(kind.lower(), TextFile)(spelled(name), path, size, gzipped)
 
 
+def _holds_something(path: Path) -> bool:
+    """Whether a file that is 0 bytes long by its own word can be read all the same, as those of /proc; without waiting."""
+    try:
+        with open_plain(path) as file:
+            return bool(file.read(1))
+    except (OSError, ValueError):
+        return False
+
+
 def _why_not(source: TextFile) -> str:
     """Why a file is not text: "empty", or how it was recognised; nothing where it may be read."""
     with reading(source):
         if source.size == 0:
-            return "empty"
+            return SIZELESS if _holds_something(source.path) else "empty"
         if type(source) is not TextFile:  # records say what they are by their name, and are checked when read
             with source.path.open("rb"):
                 return ""
