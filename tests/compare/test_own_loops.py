@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -435,3 +436,81 @@ def test_a_setting_of_ones_own_is_not_shown_as_a_flag(tmp_path: Path) -> None:
     traced(tmp_path / "b", config={"my_rate": 2})
     (problem,) = compare([tmp_path / "a", tmp_path / "b"])[0].problems
     assert problem.found == "my_rate: 2"
+
+
+def functional(model: Any, optimizer: Any, step: int) -> None:
+    def loss(weights: dict[str, Tensor]) -> Tensor:
+        found: Tensor = torch.func.functional_call(model, weights, (numbers(step, 8, 6),))
+        return found.square().mean()
+
+    found = torch.func.grad(loss)({name: weight.detach() for name, weight in model.named_parameters()})
+    for name, weight in model.named_parameters():
+        weight.grad = found[name]
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def asks_autograd(model: Any, optimizer: Any, step: int) -> None:
+    weights = list(model.parameters())
+    for weight, found in zip(
+        weights, torch.autograd.grad(model(numbers(step, 8, 6)).square().mean(), weights)
+    ):
+        weight.grad = found
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("body", [functional, asks_autograd])
+def test_gradients_that_no_backward_accumulated_are_recorded_all_the_same(body: Body, tmp_path: Path) -> None:
+    verdict = judged(tmp_path, {}, {"body": body})
+    assert verdict.same is True, verdict.first
+    assert verdict.judged > 40
+
+
+@dataclasses.dataclass
+class Given:
+    logits: Tensor
+
+
+class GivesDataclass(nn.Module):
+    def __init__(self, times: float) -> None:
+        super().__init__()
+        self.inner, self.times = nn.Linear(6, 3), times
+
+    def forward(self, x: Tensor) -> Given:
+        return Given(self.inner(x) * self.times)
+
+
+class ReadsDataclass(nn.Module):
+    def __init__(self, times: float) -> None:
+        super().__init__()
+        self.giver, self.head = GivesDataclass(times), nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.giver(x).logits)  # type: ignore[no-any-return]
+
+
+def test_a_module_that_gives_a_dataclass_is_named(tmp_path: Path) -> None:
+    verdict = judged(tmp_path, {"make": lambda: ReadsDataclass(1.0)}, {"make": lambda: ReadsDataclass(1.001)})
+    assert named(verdict) == ("forward", "giver", 0)
+
+
+def test_a_loop_that_took_fewer_steps_is_the_same_as_far_as_it_went_and_that_is_said(tmp_path: Path) -> None:
+    verdict = judged(tmp_path, {}, {"count": 2})
+    assert verdict.same is True
+    assert "b took 2 steps and a 5; nothing is said of those that only one has." in verdict.notes
+
+
+def test_traces_of_other_steps_have_nothing_in_common_and_need_no_other_floor(tmp_path: Path) -> None:
+    (problem,) = judged(tmp_path, {"steps": [0]}, {"steps": [1]}).problems
+    assert problem.found == "steps 0 and steps 1"
+    assert "steps=" in problem.fix
+
+
+@pytest.mark.parametrize("leg", [0, 1])
+def test_no_leg_is_written_into_a_run_of_train(leg: int, tmp_path: Path) -> None:
+    traced(tmp_path)
+    (tmp_path / "metrics.csv").write_text("step\n", "utf-8")
+    model = perceptron()
+    with pytest.raises(Problems, match="run of ambidex train"), ambidex.trace(model, sgd(model), tmp_path, leg=leg):  # fmt: skip
+        pytest.fail("the loop began")

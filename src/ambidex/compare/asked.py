@@ -59,8 +59,7 @@ def look_at(
     if problems:
         raise Problems(problems)
     folder = Path(path)  # type: ignore[arg-type]
-    if number == 0:
-        _refuse_folder(folder)
+    _refuse_folder(folder)
     return Asked(inner, compiled, optimizers, folder, chosen, number, kept)  # type: ignore[arg-type]
 
 

@@ -170,7 +170,9 @@ class _Loop:
             self._asked = True
             later = {name for one in self._optimizers if one is not optimizer for name in self._of(one)}
             self._recorder.gradients(None, self._accumulated, set(self._names.values()) - later)
-        squares = [float(np.square(g.astype(np.float64)).sum()) for g in self._accumulated.values()]
+        squares = [
+            float(np.square(g.astype(np.float64)).sum()) for g in (self._given | self._accumulated).values()
+        ]
         self._norm = sum(squares) ** 0.5
 
     def _of(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -23,6 +23,7 @@ from ambidex.compare.cards import Difference
 from ambidex.compare.folder import Folder, Row
 from ambidex.compare.soundness import unsound
 from ambidex.compare.stages import MOMENTS, STAGES, Finding, at_step, finding_of
+from ambidex.compare.tracefile import Key
 from ambidex.errors import Problem
 
 Rates = list[list[float]]  # a step each, by group of parameters
@@ -69,11 +70,14 @@ def judge(reference: Folder, run: Folder) -> Verdict:
         found, reference.rows, run.rows, run.trace.feeds if run.trace else {}, _rates(reference, run)
     )
     verdict.first = verdict.first or _not_finite(reference.rows, run.rows)
-    verdict.notes += _without_rates(reference, run)
+    verdict.notes += [*_without_rates(reference, run), *_of_other_length(reference, run)]
     verdict.same = verdict.first is None
     _count(verdict, found)
     if verdict.same and not any(view.compared() for view in found):
-        verdict.same, verdict.problems = None, [_no_floor()]
+        verdict.same, verdict.problems = (
+            None,
+            [_no_floor() if any(v.keys for v in found) else _in_common(found)],
+        )
     return verdict
 
 
@@ -243,6 +247,16 @@ def _without_rates(reference: Folder, run: Folder) -> list[str]:
     ]
 
 
+def _of_other_length(reference: Folder, run: Folder) -> list[str]:
+    """Of two loops of somebody's own, whose number of steps is on no card."""
+    both = (reference, run)
+    counts = [len(one.trace.rates) if one.trace else 0 for one in both]
+    if not all(counts) or counts[0] == counts[1]:
+        return []
+    (few, short), (many, long) = sorted(zip(counts, (one.name for one in both)))
+    return [f"{short} took {few} steps and {long} {many}; nothing is said of those that only one has."]
+
+
 def _rates(reference: Folder, run: Folder) -> tuple[Rates, Rates] | None:
     """The learning rates that two loops of somebody's own wrote down, where they are of the same groups."""
     if reference.trace is None or run.trace is None:
@@ -315,6 +329,19 @@ def _no_floor() -> Problem:
         wanted="a floor for the first steps: a training repeated with other roundings",
         fix="ambidex train --trace measures one; with ambidex.trace, run the same loop again with leg=1, 2 and 3",
     )  # fmt: skip
+
+
+def _in_common(found: Sequence[View]) -> Problem:
+    def steps(keys: Sequence[Key]) -> str:
+        return ", ".join(map(str, sorted({key.step for key in keys}))) or "none"
+
+    view = found[0]
+    return Problem(
+        "The traces have no tensor in common.",
+        found=f"steps {steps(view.reference.keys)} and steps {steps(view.candidate.keys)}",
+        wanted="the same steps of both, and the same names in both models",
+        fix="record both with the same steps=, among them step 0",
+    )
 
 
 def _where_losses_part(shared: Sequence[tuple[Row, Row]]) -> str:

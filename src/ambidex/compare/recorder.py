@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -222,7 +223,7 @@ class Recorder:
 
     def _enter(self, module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         """A micro-batch comes in. What the model is really given is recorded, whatever was drawn for it."""
-        if in_backward():
+        if in_backward() or in_transform():
             return
         self._entered, self._evaluates = (
             True,
@@ -294,7 +295,10 @@ class Recorder:
     def _looks_away(self) -> bool:
         """In a forward without gradients, or in one that is repeated to save memory."""
         return (
-            self._evaluates or in_backward() or not (self._entered or torch.is_grad_enabled())
+            self._evaluates
+            or in_backward()
+            or in_transform()
+            or not (self._entered or torch.is_grad_enabled())
         )  # or between two steps, by modules of a model that is not called itself
 
     def _came_in(self, name: str, values: Tensor) -> None:
@@ -364,6 +368,9 @@ def tensors_in(name: str, values: Any) -> Iterator[tuple[str, Tensor]]:
     elif isinstance(values, (tuple, list)):
         for one in values:
             yield from tensors_in(name, one)
+    elif is_dataclass(values) and not isinstance(values, type):
+        for field in fields(values):
+            yield from tensors_in(f"{name}.{field.name}"[:LONGEST_KEY], getattr(values, field.name, None))
 
 
 def is_inexact(values: Tensor) -> bool:
@@ -399,6 +406,12 @@ def array(tensor: Tensor, *, copy: bool = False) -> Array:
         found = found.float()
     numbers: Array = found.cpu().resolve_neg().contiguous().numpy()
     return numbers.copy() if copy else numbers
+
+
+def in_transform() -> bool:
+    """Whether torch.func is at work (grad, vmap), or a tracer: their tensors hold no numbers that could be read."""
+    stack = getattr(getattr(torch._C, "_functorch", None), "peek_interpreter_stack", None)
+    return (stack is not None and stack() is not None) or torch._C._get_tracing_state() is not None
 
 
 def in_backward() -> bool:
