@@ -17,6 +17,7 @@ import ambidex
 from ambidex.compare import tracefile
 from ambidex.compare.command import compare
 from ambidex.compare.judge import Verdict
+from ambidex.compare.report import scope
 from ambidex.errors import Exit, Problems
 
 Body = Callable[[nn.Module, Any, int], None]
@@ -514,3 +515,25 @@ def test_no_leg_is_written_into_a_run_of_train(leg: int, tmp_path: Path) -> None
     model = perceptron()
     with pytest.raises(Problems, match="run of ambidex train"), ambidex.trace(model, sgd(model), tmp_path, leg=leg):  # fmt: skip
         pytest.fail("the loop began")
+
+
+def test_a_floor_of_one_leg_is_said_to_be_one(tmp_path: Path) -> None:
+    for name, legs, said in (("none", 1, False), ("one", 2, True), ("three", 4, False)):
+        traced(tmp_path / name, legs=legs)
+        traced(tmp_path / f"{name}-other")
+        notes = compare([tmp_path / name, tmp_path / f"{name}-other"])[0].notes
+        assert any("is of 1 leg" in note for note in notes) is said, name
+
+
+def test_more_legs_of_a_loop_of_ones_own_are_not_measured_again_by_the_command(tmp_path: Path) -> None:
+    verdict = judged(tmp_path, {}, {})
+    verdict.near = 1
+    assert "leg=4" in scope(verdict)
+    assert "--measure-again" not in scope(verdict)
+
+
+def test_where_nothing_was_measured_no_step_is_called_late(tmp_path: Path) -> None:
+    traced(tmp_path / "a")
+    traced(tmp_path / "b", body=scheduled(1.01))
+    (one,) = compare([tmp_path / "a", tmp_path / "b"])[0].not_judged
+    assert one["why"] == "no floor was measured in either run"

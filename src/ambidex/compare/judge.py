@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ambidex.compare import cards
-from ambidex.compare.align import DIFFERENT, EXACT_ENOUGH, NEAR, TOO_HIGH, View, views
+from ambidex.compare.align import DIFFERENT, EXACT, EXACT_ENOUGH, NEAR, TOO_HIGH, View, views
 from ambidex.compare.bias import betas_in, is_bias_correction
 from ambidex.compare.cards import Difference
 from ambidex.compare.folder import Folder, Row
@@ -27,6 +27,7 @@ from ambidex.compare.tracefile import Key
 from ambidex.errors import Problem
 
 Rates = list[list[float]]  # a step each, by group of parameters
+ENOUGH_LEGS = 3
 SAME_OWN_RATE = 1e-6  # relative: somebody's own may be kept in fp32
 SAME_RATE = 1e-9  # relative: rates are computed in fp64 on the host by the same formula
 
@@ -70,7 +71,11 @@ def judge(reference: Folder, run: Folder) -> Verdict:
         found, reference.rows, run.rows, run.trace.feeds if run.trace else {}, _rates(reference, run)
     )
     verdict.first = verdict.first or _not_finite(reference.rows, run.rows)
-    verdict.notes += [*_without_rates(reference, run), *_of_other_length(reference, run)]
+    verdict.notes += [
+        *_without_rates(reference, run),
+        *_of_other_length(reference, run),
+        *_few_legs(reference),
+    ]
     verdict.same = verdict.first is None
     _count(verdict, found)
     if verdict.same and not any(view.compared() for view in found):
@@ -257,6 +262,15 @@ def _of_other_length(reference: Folder, run: Folder) -> list[str]:
     return [f"{short} took {few} steps and {long} {many}; nothing is said of those that only one has."]
 
 
+def _few_legs(reference: Folder) -> list[str]:
+    """A loop of somebody's own has as many legs as its owner ran; `train --trace` knows how many it takes."""
+    count = len(reference.trace.floor_legs) if reference.trace and "data" not in reference.card else 0
+    if count not in range(1, ENOUGH_LEGS):
+        return []
+    legs = "1 leg" if count == 1 else f"{count} legs"
+    return [f"The floor of {reference.name} is of {legs}; leg=1, 2 and 3 show more of what rounding can do."]
+
+
 def _rates(reference: Folder, run: Folder) -> tuple[Rates, Rates] | None:
     """The learning rates that two loops of somebody's own wrote down, where they are of the same groups."""
     if reference.trace is None or run.trace is None:
@@ -388,8 +402,11 @@ def _not_judged(view: View) -> list[dict[str, Any]]:
     ]  # fmt: skip
     unmeasured = sorted({view.keys[n].step for n in range(len(view.keys)) if np.isnan(view.floor[n])})
     if unmeasured:
+        why = "no floor was measured so late in a free run"
+        if np.isnan(view.floor).sum() == sum(key.kind not in EXACT for key in view.keys):
+            why = "no floor was measured in either run"
         high.append({"mode": mode, "step": unmeasured[0], "tensor": f"all of step{'s' * (len(unmeasured) > 1)} {', '.join(map(str, unmeasured))}",
-                     "why": "no floor was measured so late in a free run"})  # fmt: skip
+                     "why": why})  # fmt: skip
     if view.unmatched and mode != "fed":
         high.append(
             {

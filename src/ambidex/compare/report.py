@@ -132,11 +132,17 @@ def scope(verdict: Verdict) -> str:
     }
     judged = f"{verdict.judged:,} tensors: " + ", ".join(modes[mode] for mode in verdict.modes)
     near = (
-        f"; {verdict.near} of them close to their limit: --measure-again 8 measures the floor with more legs"
+        f"; {verdict.near} of them close to their limit: {_more_legs(verdict)} the floor with more legs"
         if verdict.near and verdict.same
         else ""
     )
     return judged + near
+
+
+def _more_legs(verdict: Verdict) -> str:
+    if "data" in verdict.reference.card:
+        return "--measure-again 8 measures"
+    return "the reference's loop once more as leg=4, 5 and so on measures"
 
 
 def worst(verdict: Verdict) -> str:
