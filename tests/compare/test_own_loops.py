@@ -561,3 +561,13 @@ def test_under_autocast_no_element_that_moves_by_its_sign_alone_is_judged(tmp_pa
         dirty = {turned.keys[n].kind for n in turned.at(0) if turned.dirty(n)}
         assert {kind for kind in dirty if kind.endswith("update")} == judges
         assert trace.computes_in == ("bf16" if name == "low" else "")
+
+
+def test_a_loop_of_any_length_writes_down_no_more_rates_than_a_trace_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("bring", "judge"):
+        monkeypatch.setattr(f"ambidex.compare.{module}.MOST_RATES", 3)
+    verdict = judged(tmp_path, {}, {"count": 2})
+    assert len(tracefile.read(tmp_path / "a" / "trace.safetensors").rates) == 3
+    assert not any("took" in note for note in verdict.notes)

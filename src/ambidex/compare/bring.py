@@ -31,7 +31,7 @@ from ambidex.compare.fingerprint import Floats
 from ambidex.compare.recorder import LOW, Recorder, array
 from ambidex.compare.soundness import other_data
 from ambidex.compare.stages import UPDATES
-from ambidex.compare.tracefile import Key, Leg, Table, Trace, floor_of
+from ambidex.compare.tracefile import MOST_RATES, Key, Leg, Table, Trace, floor_of
 from ambidex.device import cpu as processor
 from ambidex.engine import TORCHS_OWN, numerics
 from ambidex.errors import Problem, Problems
@@ -140,7 +140,7 @@ class _Loop:
         self._depth += 1
         if self._depth > 1:
             return None
-        if optimizer is self._optimizers[0]:
+        if optimizer is self._optimizers[0] and sum(map(len, self.rates[-1:])) * len(self.rates) < MOST_RATES:
             self.rates.append([_number(g.get("lr")) for one in self._optimizers for g in one.param_groups])
         closure = named.get("closure", arguments[1] if len(arguments) > 1 else None)
         if not callable(closure):

@@ -23,7 +23,7 @@ from ambidex.compare.cards import Difference
 from ambidex.compare.folder import Folder, Row
 from ambidex.compare.soundness import unsound
 from ambidex.compare.stages import MOMENTS, STAGES, Finding, at_step, finding_of
-from ambidex.compare.tracefile import Key
+from ambidex.compare.tracefile import MOST_RATES, Key
 from ambidex.errors import Problem
 
 Rates = list[list[float]]  # a step each, by group of parameters
@@ -256,7 +256,8 @@ def _of_other_length(reference: Folder, run: Folder) -> list[str]:
     """Of two loops of somebody's own, whose number of steps is on no card."""
     both = (reference, run)
     counts = [len(one.trace.rates) if one.trace else 0 for one in both]
-    if not all(counts) or counts[0] == counts[1]:
+    most = max(sum(map(len, one.trace.rates)) if one.trace else 0 for one in both)
+    if not all(counts) or counts[0] == counts[1] or most >= MOST_RATES:  # then the count is not the loop's
         return []
     (few, short), (many, long) = sorted(zip(counts, (one.name for one in both)))
     return [f"{short} took {few} steps and {long} {many}; nothing is said of those that only one has."]

@@ -28,6 +28,7 @@ FORMAT = 1
 LONGEST_NAME = 4000  # characters, of a module or a parameter
 LONGEST_TEXT = LONGEST_NAME + 96  # with its kind before it and a number behind it
 LARGEST = 1 << 30  # bytes; a trace of 45 M parameters takes a few million
+MOST_RATES = 100_000  # learning rates of a loop, of all its groups: two megabytes, whatever its length
 MODES = ("free", "state", "fed")
 AGAIN = "#"  # between a module's name and the number of what it put out, from 2
 BY_BF16 = "fp32 by bf16's code"  # fp32 numbers through the functions that a bf16 step calls
