@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 import ambidex
 from ambidex.compare import tracefile
-from ambidex.compare.align import view, views
 from ambidex.compare.command import compare
 from ambidex.compare.judge import Verdict
 from ambidex.compare.report import scope
@@ -538,29 +537,6 @@ def test_where_nothing_was_measured_no_step_is_called_late(tmp_path: Path) -> No
     traced(tmp_path / "b", body=scheduled(1.01))
     (one,) = compare([tmp_path / "a", tmp_path / "b"])[0].not_judged
     assert one["why"] == "no floor was measured in either run"
-
-
-def test_under_autocast_no_element_that_moves_by_its_sign_alone_is_judged(tmp_path: Path) -> None:
-    def low(model: nn.Module, optimizer: Any, step: int) -> None:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss = model(numbers(step, 8, 6)).float().square().mean()
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    traced(tmp_path / "low", body=low, legs=4)
-    traced(tmp_path / "plain", legs=4)
-    for name, judges in (("low", {"steady_update"}), ("plain", {"steady_update", "update"})):
-        trace = tracefile.read(tmp_path / name / "trace.safetensors")
-        (one,) = views(trace, trace)
-        table = one.reference
-        for row, key in enumerate(table.keys):  # as if the run's elements had turned their signs
-            if key.kind.endswith("update"):
-                table.floor[row] = 1e-4
-        turned = view(one.leg, table, dataclasses.replace(table, sums=-table.sums), low=name == "low")
-        dirty = {turned.keys[n].kind for n in turned.at(0) if turned.dirty(n)}
-        assert {kind for kind in dirty if kind.endswith("update")} == judges
-        assert trace.computes_in == ("bf16" if name == "low" else "")
 
 
 def test_a_loop_of_any_length_writes_down_no_more_rates_than_a_trace_holds(

@@ -70,11 +70,8 @@ class View:
         return found
 
 
-def view(
-    leg: Leg, reference: Table, candidate: Table, cut: Collection[str] = (), *, low: bool = False
-) -> View:
-    """``cut``: tensors, as "KIND NAME", that the two runs took down in other pieces. ``low``: whether a model with weights
-    in fp32 computed in a lower precision, under autocast."""
+def view(leg: Leg, reference: Table, candidate: Table, cut: Collection[str] = ()) -> View:
+    """``cut``: tensors, as "KIND NAME", that the two runs took down in other pieces."""
     keys = [k for k in reference.keys if k in candidate.row and f"{k.kind} {k.name}" not in cut]
     rows = [(reference.row[key], candidate.row[key]) for key in keys]
     mine, theirs = [a for a, _ in rows], [b for _, b in rows]
@@ -88,9 +85,7 @@ def view(
     floor = np.maximum(
         _floor(keys, reference.floor[mine], candidate.floor[theirs]), _of_norms(keys, elements)
     )  # NaN stays
-    judged = (floor <= TOO_HIGH) & np.array(
-        [_is_judged(leg, key) and not (low and _has_steady(reference, key)) for key in keys], dtype=bool
-    )
+    judged = (floor <= TOO_HIGH) & np.array([_is_judged(leg, key) for key in keys], dtype=bool)
     ratio = np.where(judged, error / np.fmax(floor, LEAST), 0.0)
     unmatched = len(reference.keys) + len(candidate.keys) - 2 * len(keys)
     return View(leg, keys, error, floor, ratio, reference, candidate, rows, unmatched)
@@ -132,10 +127,6 @@ def _is_judged(leg: Leg, key: Key) -> bool:
     """In low precision an element next to zero may turn its sign, and with it AdamW's update: the steady one is judged."""
     low = leg.precision not in EXACT_ENOUGH
     return not (low and key.kind == "update")
-
-
-def _has_steady(table: Table, key: Key) -> bool:
-    return key.kind == "update" and key._replace(kind="steady_update") in table.row
 
 
 def _cut(mine: Mapping[str, list[int]], theirs: Mapping[str, list[int]]) -> set[str]:
@@ -181,7 +172,7 @@ def views(reference: Trace, run: Trace) -> list[View]:
         else:
             other = None
         if other is not None:
-            found.append(view(leg, other, table, cut, low=bool(reference.computes_in or run.computes_in)))
+            found.append(view(leg, other, table, cut))
     return sorted(
         found,
         key=lambda v: (("fed", "state", "free").index(v.leg.mode), v.leg.precision != "fp32", v.leg.start),

@@ -92,7 +92,7 @@ def trace(
     identity = uuid.uuid4().hex
     found = Trace(
         identity, identity, precision, {Leg("free", 0, precision): table}, recorder.feeds, recorder.shapes,
-        pieces=recorder.pieces, rates=loop.rates, computes_in=recorder.low if recorder.low != precision else "",
+        pieces=recorder.pieces, rates=loop.rates,
     )  # fmt: skip
     card = _card(model, weights, precision, kept or {}) | {"computes_in": recorder.low or precision}
     _write(folder, found, card)

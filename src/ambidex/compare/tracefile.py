@@ -110,7 +110,6 @@ class Trace:
     pieces: dict[str, int] = field(
         default_factory=dict
     )  # of ``shapes``: how many parts each was added up from
-    computes_in: str = ""  # a lower precision than the weights', under autocast
     rates: list[list[float]] = field(
         default_factory=list
     )  # a step each, by group of parameters: of somebody's own loop
@@ -124,7 +123,6 @@ def write(trace: Trace) -> bytes:
         "legs": [{**leg._asdict(), "rows": [list(key) for key in table.keys]} for leg, table in trace.legs.items()],
         "feeds": trace.feeds, "shapes": trace.shapes, "floor_legs": trace.floor_legs,
         "losses": trace.losses, "pieces": trace.pieces, "rates": trace.rates,
-        "computes_in": trace.computes_in,
     }  # fmt: skip
     arrays = {
         "index": np.frombuffer(json.dumps(index, separators=(",", ":")).encode(), dtype=np.uint8),
@@ -188,7 +186,6 @@ def parse(content: bytes) -> Trace:
         floor_legs=[_text(name) for name in index["floor_legs"]],
         losses={_text(name): [_loss(n) for n in some] for name, some in index.get("losses", {}).items()},
         pieces={_text(name): _count(n) for name, n in index.get("pieces", {}).items()},
-        computes_in=_one_of(index.get("computes_in", ""), ("", *PRECISIONS)),
         rates=[[_loss(n) for n in some] for some in index.get("rates", [])],
     )  # fmt: skip
     first = 0
