@@ -12,6 +12,7 @@ from ambidex.escaping import one_line
 from ambidex.files import read_small
 
 CARD = "card.json"
+FORMAT = 1  # what we write, and the newest that we read
 LARGEST = 1 << 22  # bytes; ours are under 10 kB
 _KINDS: dict[str, type] = {
     "config": dict,
@@ -27,6 +28,10 @@ _INSIDE: tuple[tuple[str, str, type], ...] = (
     ("data", "vocabulary_size", int),
 )
 PRECISIONS = ("fp32", "bf16", "fp16")
+
+
+class NewerFormat(ValueError):  # noqa: N818  it is the file that is newer
+    """A file of a later version of this project."""
 
 
 def read_card(path: Path) -> dict[str, Any]:
@@ -45,6 +50,11 @@ def read_card(path: Path) -> dict[str, Any]:
             ),
             Exit.DATA,
         ) from None
+    except NewerFormat as error:
+        raise Problems(
+            Problem("The run's card is of a newer format.", found=f"{path / CARD}: {error}", wanted=f"format {FORMAT}, which this ambidex knows",
+                    fix="python -m pip install --upgrade ambidex"), Exit.DATA,
+        ) from None  # fmt: skip
     except (OSError, ValueError, RecursionError) as error:
         found = f"{path / CARD}: {one_line((str(error).splitlines() or ['?'])[0])}"
         raise Problems(
@@ -63,6 +73,11 @@ def check_card(card: Any) -> None:
     """Raise ValueError where what is there is not of the kind that it must be. What is not there is not missed here."""
     if not isinstance(card, dict) or not isinstance(card.get("config"), dict):
         raise ValueError("no card of a run")
+    written = card.get("format", FORMAT)
+    if not isinstance(written, int) or isinstance(written, bool) or written < 1:
+        raise ValueError("format is no number of a format")
+    if written > FORMAT:  # whose fields may mean something else
+        raise NewerFormat(f"format {written}")
     for name, kind in _KINDS.items():
         if not isinstance(card.get(name, kind()), kind):
             raise ValueError(f"{name} is no {kind.__name__}")

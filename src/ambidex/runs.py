@@ -16,7 +16,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ambidex import checkpoint, health
-from ambidex.cardfile import CARD, read_card
+from ambidex.cardfile import CARD, FORMAT, read_card
 from ambidex.device import image
 from ambidex.errors import Exit, Problem, Problems
 from ambidex.escaping import one_line, printable, typed
@@ -27,7 +27,6 @@ from ambidex.rows import METRICS, Row, read_metrics, render_rows
 PLOT, SAMPLES, SUMMARY = "loss.png", "samples.md", "summary.md"
 TOKENIZER = "tokenizer.json"
 DAMAGED_METRICS = "metrics-damaged.csv"  # what a resume found that had lost rows
-CARD_FORMAT = 1
 LARGEST_SAMPLES = 1 << 26
 
 
@@ -101,7 +100,7 @@ class Run:
             raise cannot_write(self.path, error) from None
 
     def write_card(self, card: Mapping[str, Any]) -> None:
-        self.write(CARD, json.dumps({"format": CARD_FORMAT, **card}, indent=2, ensure_ascii=False) + "\n")
+        self.write(CARD, json.dumps({"format": FORMAT, **card}, indent=2, ensure_ascii=False) + "\n")
 
     def append(self, rows: Sequence[Row]) -> None:
         """Add rows to metrics.csv, with its header where the file is new.

@@ -138,10 +138,31 @@ def _cut(mine: Mapping[str, list[int]], theirs: Mapping[str, list[int]]) -> set[
     }
 
 
+def _by_each_piece(reference: Trace, run: Trace) -> set[str]:
+    """Tensors that every micro-batch makes anew whatever its size, such as embedded positions: as often as there are some."""
+    mine, theirs = reference.pieces, run.pieces
+    both = mine.keys() & theirs.keys() & reference.shapes.keys() & run.shapes.keys()
+    if not any(
+        name.startswith("tokens ")
+        and mine[name] != theirs[name]
+        and reference.shapes[name] == run.shapes[name]
+        for name in both
+    ):
+        return set()  # then it is not by micro-batches that they differ
+    return {
+        name for name in both if mine[name] != theirs[name] and _piece(reference, name) == _piece(run, name)
+    }
+
+
+def _piece(trace: Trace, name: str) -> tuple[float, ...]:
+    rows, *rest = trace.shapes[name] or [1]
+    return (rows / max(1, trace.pieces[name]), *rest)
+
+
 def views(reference: Trace, run: Trace) -> list[View]:
     """Every leg that the two have in common and that started from the same numbers."""
     same_origin = run.origin in (reference.identity, reference.origin)
-    cut = _cut(reference.shapes, run.shapes)
+    cut = _cut(reference.shapes, run.shapes) | _by_each_piece(reference, run)
     found = []
     for leg, table in run.legs.items():
         if leg.mode == "free":

@@ -55,13 +55,30 @@ class Noisy(TorchDispatchMode):  # type: ignore[no-untyped-call]
         found = func(*args, **(kwargs or {}))
         if func._overloadpacket.__name__ in MOVES_ONLY or any(r.alias_info for r in func._schema.returns):
             return found  # nothing was computed, or it was written into a tensor that is already there
-        terms = args[0] if self.sums and func._overloadpacket.__name__ in SUMS else None
+        name = func._overloadpacket.__name__
+        terms = args[0] if self.sums and name in SUMS else None
+        if self.sums and name == "convolution_backward":  # of three the last, the bias's, is a plain sum
+            *products, bias = found
+            return (*map(self._shaken, products), self._shaken(bias, args[0]))
         if isinstance(found, (tuple, list)):
             return type(found)(self._shaken(one, terms) for one in found)
         return self._shaken(found, terms)
 
     def _shaken(self, value: Any, terms: Any = None) -> Any:
+        if isinstance(value, Tensor) and value.is_complex() and value.layout == torch.strided:
+            return torch.view_as_complex(self._shaken(torch.view_as_real(value.resolve_conj())))
         if not isinstance(value, Tensor) or value.dtype not in RELATIVE or not value.numel():
+            return value
+        if value.layout == torch.sparse_coo:  # a gradient of rows that were looked up
+            numbers = self._shaken(value._values())
+            return torch.sparse_coo_tensor(
+                value._indices(),
+                numbers,
+                value.shape,
+                check_invariants=False,
+                is_coalesced=value.is_coalesced(),
+            )
+        if value.layout != torch.strided:
             return value
         generator = self._generators.get(value.device)
         if generator is None:
@@ -88,7 +105,10 @@ def _partial_sums(value: Tensor, terms: Tensor) -> Tensor:
 @torch.no_grad()
 def nudge(model: nn.Module, seed: int) -> None:
     """Move every weight by one unit in the last place, up or down; one of 0 stays, from which all else is infinitely far."""
-    for name, weight in model.named_parameters():
+    for name, parameter in model.named_parameters():
+        weight = torch.view_as_real(parameter) if parameter.is_complex() else parameter
+        if not weight.is_floating_point():
+            continue
         up = torch.from_numpy(uniform(seed, f"nudge/{name}", weight.numel()) < 0.5).view(weight.shape)
         toward = torch.where(up, torch.tensor(np.inf), torch.tensor(-np.inf)).to(weight)
         weight.copy_(torch.where(weight == 0, weight, torch.nextafter(weight, toward)))

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import platform
 import uuid
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -22,21 +23,22 @@ import torch
 from torch import Tensor, nn
 
 import ambidex
-from ambidex import runs
-from ambidex.cardfile import CARD, read_card
+from ambidex.cardfile import CARD, FORMAT, read_card
 from ambidex.compare import tracefile
 from ambidex.compare.arithmetic import RELATIVE, Noisy, nudge
+from ambidex.compare.asked import cannot_write, look_at
 from ambidex.compare.fingerprint import Floats
 from ambidex.compare.recorder import LOW, Recorder, array
 from ambidex.compare.soundness import other_data
 from ambidex.compare.stages import UPDATES
-from ambidex.compare.tracefile import Key, Leg, Table, Trace, floor_of
+from ambidex.compare.tracefile import MOST_RATES, Key, Leg, Table, Trace, floor_of
 from ambidex.device import cpu as processor
 from ambidex.engine import TORCHS_OWN, numerics
-from ambidex.errors import Exit, Problem, Problems
+from ambidex.errors import Problem, Problems
+from ambidex.escaping import one_line
 from ambidex.files import replace_synced
-from ambidex.rows import METRICS
 
+LEGS_RATE = 1e-3  # relative: some optimizers make their rates from the gradients, whose roundings differ
 STEPS = (0, 1, 2, 4, 8)
 ROUNDING = {name: RELATIVE[kind] for kind, name in LOW.items()} | {"fp32": RELATIVE[torch.float32]}
 
@@ -44,7 +46,7 @@ ROUNDING = {name: RELATIVE[kind] for kind, name in LOW.items()} | {"fp32": RELAT
 @contextmanager
 def trace(
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
     path: str | Path,
     *,
     steps: Collection[int] = STEPS,
@@ -53,20 +55,24 @@ def trace(
 ) -> Iterator[None]:
     """Record the training loop inside the ``with`` block and write a run folder that ``ambidex compare`` reads.
 
-    A step is one call of ``optimizer.step()``. ``config`` is what two runs must have in common to be compared:
-    anything JSON can hold. ``leg`` above 0 repeats the loop from nudged weights and raises the floor of the trace in
-    ``path``; three of them are enough. Raises Problems: exit 2 for a folder that holds something else, 4 where it
-    cannot be written.
+    A step is one call of ``optimizer.step()``; of several optimizers, given as a list in the order of their steps, it
+    ends with the last one's. ``steps`` are the numbers of those that are recorded. ``config`` is what two runs must have
+    in common to be compared: anything JSON can hold. ``leg`` above 0 repeats the loop from nudged weights and raises the
+    floor of the trace in ``path``; three of them are enough. Raises Problems before the loop: exit 2 for what cannot be
+    or a folder that holds something else, 4 where it cannot be written.
     """
-    folder = Path(path)
-    model, compiled = _unwrapped(model)
+    model, compiled, optimizers, folder, chosen, leg, kept = look_at(
+        model, optimizer, path, steps, leg, config
+    )
     before, low = (_first_leg(folder), _low(folder)) if leg else (None, "")
+    if leg:
+        _refuse_other_config(folder, leg, kept)
     if leg and _kept_in(model) == "fp32":
         nudge(model, leg)
     weights = _hash(model)
-    recorder = Recorder(model, lambda: _moments(model, optimizer), set(steps))
+    recorder = Recorder(model, lambda: _moments(model, optimizers), chosen)
     recorder.watches_modules = not compiled  # hooks would be compiled with it
-    loop = _Loop(model, optimizer, recorder)
+    loop = _Loop(model, optimizers, recorder)
     rounding: AbstractContextManager[object] = (
         Noisy(leg, sums=True) if leg and (low or leg % 3 != 1) else nullcontext()
     )
@@ -78,74 +84,109 @@ def trace(
     table = Table.of(recorder.record)
     if before is not None:
         _refuse_other_data(folder, leg, before, table)
+        _refuse_other_rates(folder, leg, before, loop.rates)
         _raise_floor(before, table, f"{'noise' if low or leg % 3 != 1 else 'one ulp'}, {leg}")
         _write(folder, before)
         return
     precision = _kept_in(model)
     identity = uuid.uuid4().hex
     found = Trace(
-        identity, identity, precision, {Leg("free", 0, precision): table}, recorder.feeds, recorder.shapes
-    )
-    _refuse_other(folder)
-    _write(folder, found)
-    card = _card(model, weights, precision, dict(config or {})) | {"computes_in": recorder.low or precision}
-    replace_synced(folder / CARD, (json.dumps(card, indent=2) + "\n").encode())
-
-
-def _unwrapped(model: nn.Module) -> tuple[nn.Module, bool]:
-    """The model inside torch.compile's and DistributedDataParallel's wrappers, so that names are its own, and whether it is compiled."""
-    compiled = False
-    while True:
-        if isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
-            model, compiled = inner, True
-        elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            model = model.module
-        else:
-            return model, compiled or any(
-                getattr(one, "_compiled_call_impl", None) is not None for one in model.modules()
-            )
+        identity, identity, precision, {Leg("free", 0, precision): table}, recorder.feeds, recorder.shapes,
+        pieces=recorder.pieces, rates=loop.rates,
+    )  # fmt: skip
+    card = _card(model, weights, precision, kept or {}) | {"computes_in": recorder.low or precision}
+    _write(folder, found, card)
 
 
 class _Loop:
-    """Tells the recorder where a step begins and ends, from hooks on the model, its parameters and the optimizer."""
+    """Tells the recorder where a step begins and ends, from hooks on the model, its parameters and the optimizers."""
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, recorder: Recorder) -> None:
-        self._recorder, self._step = recorder, 0
+    def __init__(
+        self, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], recorder: Recorder
+    ) -> None:
+        self._model, self._optimizers, self._recorder, self._step = model, optimizers, recorder, 0
         self._depth = 0  # an optimizer's step may call that of the class below it, and both call the hooks
-        self._accumulated: dict[str, Any] = {}
+        self._asked = False  # whether the gradients of this step were taken down
+        self._accumulated: dict[str, Any] = {}  # before clipping
+        self._given: dict[str, Any] = {}  # to the optimizers
         self._norm = 0.0
-        self._names = {weight: name for name, weight in model.named_parameters() if weight.requires_grad}
-        self._hooks: list[Any] = [
-            optimizer.register_step_pre_hook(lambda *_: self._gradients()),
-            optimizer.register_step_post_hook(lambda *_: self._stepped()),
-        ]
-        self._hooks += [
-            w.register_post_accumulate_grad_hook(self._keep)  # type: ignore[no-untyped-call]
-            for w in self._names
-        ]
-        recorder.begin(0)
+        self._names: dict[Tensor, str] = {}
+        self.rates: list[list[float]] = []  # a step each: of every group of parameters
+        self._hooks: list[Any] = []
+        for one in optimizers:
+            self._hooks.append(one.register_step_pre_hook(self._begins))
+            self._hooks.append(one.register_step_post_hook(self._stepped))
+        self._begin()
+
+    def _begin(self) -> None:
+        for (
+            name,
+            weight,
+        ) in self._model.named_parameters():  # there may be more of them than in the step before
+            if weight.requires_grad and weight not in self._names:
+                self._names[weight] = name
+                self._hooks.append(weight.register_post_accumulate_grad_hook(self._keep))  # type: ignore[no-untyped-call]
+        self._accumulated, self._given, self._asked = {}, {}, False
+        self._recorder.begin(self._step)
 
     def _keep(self, weight: Tensor) -> None:
         """The gradient as it is after each backward: the last one is that before clipping."""
-        if self._recorder.recording and weight.grad is not None:
-            self._accumulated[self._names[weight]] = array(weight.grad, copy=True)  # type: ignore[index]
+        name = self._names[weight]
+        if self._recorder.recording and name not in self._given and weight.grad is not None:
+            self._accumulated[name] = array(weight.grad, copy=True)
 
-    def _gradients(self) -> None:
+    def _begins(self, optimizer: torch.optim.Optimizer, arguments: Any, named: Any) -> Any:
+        """The gradients are there, unless the optimizer is given a function that computes them."""
         self._depth += 1
         if self._depth > 1:
+            return None
+        if optimizer is self._optimizers[0] and sum(map(len, self.rates[-1:])) * len(self.rates) < MOST_RATES:
+            self.rates.append([_number(g.get("lr")) for one in self._optimizers for g in one.param_groups])
+        closure = named.get("closure", arguments[1] if len(arguments) > 1 else None)
+        if not callable(closure):
+            self._gradients(optimizer)
+            return None
+
+        def first_asked(*some: Any, **more: Any) -> Any:
+            found = closure(*some, **more)
+            self._gradients(optimizer)
+            return found
+
+        if "closure" in named:
+            return arguments, {**named, "closure": first_asked}
+        return (arguments[0], first_asked, *arguments[2:]), named
+
+    def _gradients(self, optimizer: torch.optim.Optimizer) -> None:
+        """An optimizer is about to use the gradients; it may change them itself, and then that is its own doing."""
+        if not self._recorder.recording:
             return
-        self._recorder.gradients(None, self._accumulated)
-        squares = [float(np.square(g.astype(np.float64)).sum()) for g in self._accumulated.values()]
+        mine = self._of(optimizer)
+        if mine.keys() & self._given.keys():  # its closure was called again
+            return
+        self._given |= {name: array(w.grad, copy=True) for name, w in mine.items() if w.grad is not None}
+        if self._asked:  # of several: what came since the one before
+            self._recorder.gradients_of(mine.keys(), self._accumulated)
+        else:
+            self._asked = True
+            later = {name for one in self._optimizers if one is not optimizer for name in self._of(one)}
+            self._recorder.gradients(None, self._accumulated, set(self._names.values()) - later)
+        squares = [
+            float(np.square(g.astype(np.float64)).sum()) for g in (self._given | self._accumulated).values()
+        ]
         self._norm = sum(squares) ** 0.5
 
-    def _stepped(self) -> None:
+    def _of(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        return {self._names[weight]: weight for weight in weights if weight in self._names}
+
+    def _stepped(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         self._depth -= 1
-        if self._depth:
+        if self._depth or optimizer is not self._optimizers[-1]:
             return
-        self._recorder.stepped(self._norm)
-        self._accumulated = {}
+        given = None if len(self._optimizers) == 1 and not self._given else self._given
+        self._recorder.stepped(self._norm, given)
         self._step += 1
-        self._recorder.begin(self._step)
+        self._begin()
 
     def leave(self) -> None:
         for hook in self._hooks:
@@ -153,13 +194,24 @@ class _Loop:
         self._recorder.end()
 
 
-def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _number(rate: Any) -> float:
+    """A rate may be a tensor, or not be there; what is no number is not compared."""
+    try:
+        found = float(rate)
+    except (TypeError, ValueError, RuntimeError):
+        return 0.0
+    return found if math.isfinite(found) else 0.0
+
+
+def _moments(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
     """Whatever the optimizer keeps of a parameter's own shape, by its own name for it: exp_avg, momentum_buffer, ..."""
     found = {}
     for name, weight in model.named_parameters():
-        for kind, value in optimizer.state.get(weight, {}).items():
-            if isinstance(value, Tensor) and value.shape == weight.shape:
-                found[f"{'momentum' if kind == 'momentum_buffer' else kind}.{name}"] = value
+        for optimizer in optimizers:
+            for kind, value in optimizer.state.get(weight, {}).items():
+                if isinstance(value, Tensor) and value.shape == weight.shape:
+                    known = "momentum" if kind == "momentum_buffer" else str(kind).replace(".", "_")[:60]
+                    found[f"{known}.{name}"] = value
     return found
 
 
@@ -167,7 +219,7 @@ def _kept_in(model: nn.Module) -> str:
     """The lowest precision of the weights."""
     kinds = {weight.dtype for weight in model.parameters()}
     low = next((name for kind, name in LOW.items() if kind in kinds), "")
-    return low or ("fp32" if torch.float32 in kinds else "fp64")
+    return low or ("fp64" if not kinds & {torch.float32, torch.complex64} else "fp32")
 
 
 def _low(folder: Path) -> str:
@@ -203,6 +255,30 @@ def _refuse_other_data(folder: Path, leg: int, before: Trace, table: Table) -> N
             )  # fmt: skip
 
 
+def _refuse_other_rates(folder: Path, leg: int, before: Trace, rates: list[list[float]]) -> None:
+    """Another rate in a leg would be taken for rounding, and everything for the same."""
+    for step, (mine, theirs) in enumerate(zip(before.rates, rates)):
+        for first, now in zip(mine, theirs):
+            if abs(first - now) > LEGS_RATE * abs(first):
+                raise Problems(
+                    Problem(f"Leg {leg} has another learning rate than leg 0.", found=f"{now:.9g} at step {step}",
+                            wanted=f"{first:.9g}, as in leg 0, whose trace in {folder} is left as it was",
+                            fix="make the optimizer and its schedule anew for every leg")
+                )  # fmt: skip
+
+
+def _refuse_other_config(folder: Path, leg: int, config: dict[str, Any] | None) -> None:
+    """What two runs must have in common, the legs of one must all the more."""
+    first = read_card(folder)["config"]
+    if config is None or config == first:
+        return
+    names = [name for name in {**first, **config} if first.get(name) != config.get(name)]
+    raise Problems(
+        Problem(f"Leg {leg} has another config than leg 0.", found=one_line(f"{names[0]}: {config.get(names[0])}"),
+                wanted=one_line(f"{names[0]}: {first.get(names[0])}, as in {folder}"), fix="the same loop with the same config in every leg")
+    )  # fmt: skip
+
+
 def _kept_rounded(leg: Leg, base: Table) -> Floats:
     """What an update, weights after minus weights before, owes to weights being kept in their own precision.
 
@@ -218,22 +294,14 @@ def _kept_rounded(leg: Leg, base: Table) -> Floats:
     return found
 
 
-def _refuse_other(folder: Path) -> None:
-    if (folder / METRICS).exists() or (folder / "checkpoints").exists():
-        raise Problems(
-            Problem("The folder holds a run of ambidex train.", found=str(folder), wanted="a folder of its own for this trace")
-        )  # fmt: skip
-
-
-def _write(folder: Path, found: Trace) -> None:
+def _write(folder: Path, found: Trace, card: dict[str, Any] | None = None) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         replace_synced(folder / tracefile.TRACE, tracefile.write(found))
+        if card is not None:
+            replace_synced(folder / CARD, (json.dumps(card, indent=2) + "\n").encode())
     except OSError as error:
-        raise Problems(
-            Problem("The trace cannot be written.", found=f"{folder}: {error.strerror or error}",
-                    wanted="a folder that this user may write to"), Exit.CANNOT_WRITE,
-        ) from None  # fmt: skip
+        raise cannot_write(folder, error.strerror or str(error)) from None
 
 
 def _hash(model: nn.Module) -> str:
@@ -247,7 +315,7 @@ def _card(model: nn.Module, weights: str, precision: str, config: dict[str, Any]
     cpu = processor.look()
     device = str(next(iter(model.parameters())).device)
     return {
-        "format": runs.CARD_FORMAT,
+        "format": FORMAT,
         "ambidex": ambidex.__version__,
         "config": config,
         "precision": precision,

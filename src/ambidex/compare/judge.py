@@ -8,6 +8,7 @@ are asked only when those that have not are clean.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -16,14 +17,18 @@ from typing import Any
 import numpy as np
 
 from ambidex.compare import cards
-from ambidex.compare.align import DIFFERENT, EXACT_ENOUGH, NEAR, TOO_HIGH, View, views
+from ambidex.compare.align import DIFFERENT, EXACT, EXACT_ENOUGH, NEAR, TOO_HIGH, View, views
 from ambidex.compare.bias import betas_in, is_bias_correction
 from ambidex.compare.cards import Difference
 from ambidex.compare.folder import Folder, Row
 from ambidex.compare.soundness import unsound
-from ambidex.compare.stages import STAGES, Finding, at_step, finding_of
+from ambidex.compare.stages import MOMENTS, STAGES, Finding, at_step, finding_of
+from ambidex.compare.tracefile import MOST_RATES, Key
 from ambidex.errors import Problem
 
+Rates = list[list[float]]  # a step each, by group of parameters
+ENOUGH_LEGS = 3
+SAME_OWN_RATE = 1e-6  # relative: somebody's own may be kept in fp32
 SAME_RATE = 1e-9  # relative: rates are computed in fp64 on the host by the same formula
 
 
@@ -63,12 +68,21 @@ def judge(reference: Folder, run: Folder) -> Verdict:
         verdict.problems = problems
         return verdict
     verdict.first = verdict.first or first_difference(
-        found, reference.rows, run.rows, run.trace.feeds if run.trace else {}
+        found, reference.rows, run.rows, run.trace.feeds if run.trace else {}, _rates(reference, run)
     )
+    verdict.first = verdict.first or _not_finite(reference.rows, run.rows)
+    verdict.notes += [
+        *_without_rates(reference, run),
+        *_of_other_length(reference, run),
+        *_few_legs(reference),
+    ]
     verdict.same = verdict.first is None
     _count(verdict, found)
     if verdict.same and not any(view.compared() for view in found):
-        verdict.same, verdict.problems = None, [_no_floor()]
+        verdict.same, verdict.problems = (
+            None,
+            [_no_floor() if any(v.keys for v in found) else _in_common(found)],
+        )
     return verdict
 
 
@@ -122,10 +136,23 @@ def _weights(reference: Folder, run: Folder, found: Sequence[View]) -> Finding |
     return None
 
 
-def first_difference(found: Sequence[View], before: Sequence[Row], after: Sequence[Row],
-                     feeds: dict[str, list[str]]) -> Finding | None:  # fmt: skip
+def first_difference(found: Sequence[View], before: Sequence[Row], after: Sequence[Row], feeds: dict[str, list[str]],
+                     rates: tuple[Rates, Rates] | None = None) -> Finding | None:  # fmt: skip
     """The verdict on all recordings: those that start from the same numbers first."""
-    rate = _rate(before, after)
+    rate = _rate(before, after) or (_own_rate(*rates) if rates else None)
+    if rates and rate is None:
+        finding = _first(found, feeds, None)
+        return _by_the_optimizer(finding) if finding and finding.stage == "schedule" else finding
+    return _first(found, feeds, rate)
+
+
+def _by_the_optimizer(finding: Finding) -> Finding:
+    """All updates are off by a factor, and the learning rates, which somebody's own loop wrote down, are the same."""
+    words = f"{finding.words} The learning rate that the optimizer was given is the same at every step."
+    return replace(finding, stage="update", words=words)
+
+
+def _first(found: Sequence[View], feeds: dict[str, list[str]], rate: Finding | None) -> Finding | None:
     fed = [(v, v.leg.start) for v in found if v.leg.mode == "fed"]
     sharp = [v for v in found if v.leg.mode == "state" and v.leg.precision in EXACT_ENOUGH]
     low = [v for v in found if v.leg.mode == "state" and v.leg.precision not in EXACT_ENOUGH]
@@ -161,8 +188,13 @@ def _most_upstream(places: Sequence[tuple[View, int]], feeds: dict[str, list[str
         if _changes(list(scales.values())):
             words = "In each step all updates are off by one factor, which changes from step to step."
             return replace(first, words=words)
-    if rate is not None and STAGES.index(first.stage) >= STAGES.index("update") and rate.step <= first.step:
+    made_of_rates = STAGES.index(first.stage) >= STAGES.index("update") or (
+        first.stage == "moments" and not first.tensor.replace(" ", "_").startswith(MOMENTS)
+    )  # a step size, or an average of weights, that an optimizer of another kind keeps
+    if rate is not None and made_of_rates and rate.step <= first.step:
         return rate
+    if rate is not None and second and first.mode == "free" and rate.step < first.step:
+        return rate  # what a forward owes to the update of the step before
     return first
 
 
@@ -188,11 +220,75 @@ def _later(view: View, feeds: dict[str, list[str]], rate: Finding | None) -> Fin
     return None
 
 
+def _shared(before: Sequence[Row], after: Sequence[Row]) -> list[tuple[Row, Row]]:
+    """The steps that both runs have."""
+    by_step = {row.step: row for row in after}
+    return [(row, by_step[row.step]) for row in before if row.step in by_step]
+
+
+def _not_finite(before: Sequence[Row], after: Sequence[Row]) -> Finding | None:
+    """A step whose loss is a number in one of the runs only: rounding does not make such a difference."""
+    for mine, theirs in _shared(before, after):
+        if math.isfinite(mine.loss) != math.isfinite(theirs.loss):
+            words = f"The loss is {theirs.loss:.6g} instead of {mine.loss:.6g}."
+            return Finding(mine.step - 1, "loss", "loss", "loss", "metrics", float("inf"), words)
+    return None
+
+
 def _rate(before: Sequence[Row], after: Sequence[Row]) -> Finding | None:
-    for mine, theirs in zip(before, after):
-        if mine.step == theirs.step and abs(mine.rate - theirs.rate) > SAME_RATE * abs(mine.rate):
+    for mine, theirs in _shared(before, after):
+        if abs(mine.rate - theirs.rate) > SAME_RATE * abs(mine.rate):
             return Finding(mine.step - 1, "schedule", "optimizer", "learning rate", "metrics", float("inf"),
                            f"The learning rate is {theirs.rate:.9g} instead of {mine.rate:.9g}.")  # fmt: skip
+    return None
+
+
+def _without_rates(reference: Folder, run: Folder) -> list[str]:
+    """A run of `ambidex train` writes its learning rates down; without them they are not compared, which is to be said."""
+    return [
+        f"{one.name} has no metrics.csv that can be read, so the learning rates of its steps were not compared."
+        for one in (reference, run)
+        if not one.rows and "data" in one.card
+    ]
+
+
+def _of_other_length(reference: Folder, run: Folder) -> list[str]:
+    """Of two loops of somebody's own, whose number of steps is on no card."""
+    both = (reference, run)
+    counts = [len(one.trace.rates) if one.trace else 0 for one in both]
+    most = max(sum(map(len, one.trace.rates)) if one.trace else 0 for one in both)
+    if not all(counts) or counts[0] == counts[1] or most >= MOST_RATES:  # then the count is not the loop's
+        return []
+    (few, short), (many, long) = sorted(zip(counts, (one.name for one in both)))
+    return [f"{short} took {few} steps and {long} {many}; nothing is said of those that only one has."]
+
+
+def _few_legs(reference: Folder) -> list[str]:
+    """A loop of somebody's own has as many legs as its owner ran; `train --trace` knows how many it takes."""
+    count = len(reference.trace.floor_legs) if reference.trace and "data" not in reference.card else 0
+    if count not in range(1, ENOUGH_LEGS):
+        return []
+    legs = "1 leg" if count == 1 else f"{count} legs"
+    return [f"The floor of {reference.name} is of {legs}; leg=1, 2 and 3 show more of what rounding can do."]
+
+
+def _rates(reference: Folder, run: Folder) -> tuple[Rates, Rates] | None:
+    """The learning rates that two loops of somebody's own wrote down, where they are of the same groups."""
+    if reference.trace is None or run.trace is None:
+        return None
+    mine, theirs = reference.trace.rates, run.trace.rates
+    both = list(zip(mine, theirs))
+    return (mine, theirs) if both and all(len(a) == len(b) for a, b in both) else None
+
+
+def _own_rate(mine: Rates, theirs: Rates) -> Finding | None:
+    for step, (before, after) in enumerate(zip(mine, theirs)):
+        for a, b in zip(before, after):
+            if abs(a - b) > SAME_OWN_RATE * abs(a):
+                words = f"The learning rate is {b:.9g} instead of {a:.9g}."
+                return Finding(
+                    step, "schedule", "optimizer", "learning rate", "optimizer", float("inf"), words
+                )
     return None
 
 
@@ -213,16 +309,16 @@ def _turned_round(reference: Folder, run: Folder) -> list[str]:
 def _by_metrics(verdict: Verdict) -> Verdict:
     """Without two traces only what needs no floor can be said: equal in every digit, or where the numbers part."""
     before, after = verdict.reference.rows, verdict.run.rows
-    shared = list(zip(before, after))
+    shared = _shared(before, after)
     verdict.modes = []
-    if shared and len(before) == len(after) and all(mine == theirs for mine, theirs in shared):
+    if shared and len(shared) == len(before) == len(after) and all(_equal(*both) for both in shared):
         verdict.same = True
         verdict.notes.append(
             f"No trace; but loss, gradient norm and learning rate are equal in every digit over {len(shared)} steps."
         )
         return verdict
-    if rate := _rate(before, after):
-        verdict.first, verdict.same = rate, False
+    if finding := _rate(before, after) or _not_finite(before, after):
+        verdict.first, verdict.same = finding, False
         return verdict
     for one in (verdict.reference, verdict.run):
         if not one.rows and one.trace is None:
@@ -238,12 +334,29 @@ def _by_metrics(verdict: Verdict) -> Verdict:
     return verdict
 
 
+def _equal(mine: Row, theirs: Row) -> bool:
+    return repr(mine) == repr(theirs)  # what is no number equals no other
+
+
 def _no_floor() -> Problem:
     return Problem(
         "The traces have no floor to judge by.", found="no tensor that both recorded has one",
         wanted="a floor for the first steps: a training repeated with other roundings",
         fix="ambidex train --trace measures one; with ambidex.trace, run the same loop again with leg=1, 2 and 3",
     )  # fmt: skip
+
+
+def _in_common(found: Sequence[View]) -> Problem:
+    def steps(keys: Sequence[Key]) -> str:
+        return ", ".join(map(str, sorted({key.step for key in keys}))) or "none"
+
+    view = found[0]
+    return Problem(
+        "The traces have no tensor in common.",
+        found=f"steps {steps(view.reference.keys)} and steps {steps(view.candidate.keys)}",
+        wanted="the same steps of both, and the same names in both models",
+        fix="record both with the same steps=, among them step 0",
+    )
 
 
 def _where_losses_part(shared: Sequence[tuple[Row, Row]]) -> str:
@@ -290,8 +403,11 @@ def _not_judged(view: View) -> list[dict[str, Any]]:
     ]  # fmt: skip
     unmeasured = sorted({view.keys[n].step for n in range(len(view.keys)) if np.isnan(view.floor[n])})
     if unmeasured:
+        why = "no floor was measured so late in a free run"
+        if np.isnan(view.floor).sum() == sum(key.kind not in EXACT for key in view.keys):
+            why = "no floor was measured in either run"
         high.append({"mode": mode, "step": unmeasured[0], "tensor": f"all of step{'s' * (len(unmeasured) > 1)} {', '.join(map(str, unmeasured))}",
-                     "why": "no floor was measured so late in a free run"})  # fmt: skip
+                     "why": why})  # fmt: skip
     if view.unmatched and mode != "fed":
         high.append(
             {

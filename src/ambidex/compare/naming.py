@@ -11,9 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from ambidex.compare.align import View
-from ambidex.compare.tracefile import AGAIN
+from ambidex.compare.fingerprint import errors
+from ambidex.compare.tracefile import AGAIN, Key
 
 FORWARD = ("input", "output")
+ALIKE = 1e-5  # relative: no more than rounding in fp32
 
 
 def forward_order(view: View, step: int) -> list[int]:
@@ -25,8 +27,27 @@ def guilty_forward(view: View, step: int) -> tuple[str, int] | None:
     for number in forward_order(view, step):
         if view.dirty(number):
             key = view.keys[number]
-            return (module_of(key.name) if key.kind == "output" else around(key.name)), number
+            if key.kind == "output" and not _given_other(view, step, key.name):
+                return module_of(key.name), number
+            return around(key.name), number
     return None
+
+
+def _given_other(view: View, step: int, name: str) -> bool:
+    """Whether what module ``name`` was given is nothing that a module put out in one of the runs, and is in the other.
+
+    Then a function between the two modules is in one of the runs only; unless what it made is what the other's module did.
+    """
+    for one, other in ((view.reference, view.candidate), (view.candidate, view.reference)):
+        row, missed = one.row.get(Key(step, "input", name)), Key(step, "input", name) in other.row
+        if row is None or missed:
+            continue
+        rows = [n for key, n in other.row.items() if key.step == step and key.kind in FORWARD]
+        size = one.statistics[row, 0]
+        rows = [n for n in rows if other.statistics[n, 0] == size]
+        apart = errors(one.sums[[row] * len(rows)], other.sums[rows], one.norms[[row] * len(rows)])
+        return not bool((apart <= ALIKE).any())
+    return False
 
 
 def backward_order(view: View, step: int) -> Iterator[int]:

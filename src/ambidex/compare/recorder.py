@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from ambidex.compare.fingerprint import Sketch, fingerprint
 from ambidex.compare.tracefile import AGAIN, Key, Record
 from ambidex.parallel.group import Group
 
+LONGEST_KEY = 200  # characters of what a model is given by name
 STEADY = 0.1  # a share of the second moment's root: elements well below it move by their sign alone
 LOW = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 Array = NDArray[Any]
@@ -43,6 +45,9 @@ class Recorder:
         self.record: Record = {}
         self.feeds: dict[str, list[str]] = {}
         self.shapes: dict[str, list[int]] = {}
+        self.pieces: dict[
+            str, int
+        ] = {}  # how many parts, a micro-batch each, a tensor of ``shapes`` was added up from
         self.group = Group()  # the processes that share a step's batch
         self.recording = False
         self.watches_modules = True  # off where the model is compiled: hooks would have it compiled anew
@@ -54,6 +59,7 @@ class Recorder:
         self._handed: dict[int, Tensor] = {}  # views that readers were given in this forward
         self._calls: dict[tuple[str, str], int] = {}  # tensors of this forward so far, by kind and module
         self._same: dict[str, str] = {}  # modules that pass on, untouched, what one inside them put out
+        self._entered = False  # whether the model was called in this step, or only modules of it
         self._evaluates = False  # the present forward
         self.low = ""  # "bf16" or "fp16" where any module put out such numbers
         self._before: dict[str, Array] = {}
@@ -68,6 +74,7 @@ class Recorder:
         if not self.recording:
             return
         self._sketches, self._seen, self._made, self._same, self._calls = {}, {}, {}, {}, {}
+        self._entered = self._evaluates = False
         self._batch = len(inputs) if inputs is not None else 0
         self._before = {name: array(weight, copy=True) for name, weight in self._weights()}
         if step == 0:
@@ -78,7 +85,12 @@ class Recorder:
                 self._whole(kind, "batch", tokens.astype(np.float64))
         self._attach()
 
-    def gradients(self, loss: float | None, unclipped: Mapping[str, Array] | None = None) -> None:
+    def gradients(
+        self,
+        loss: float | None,
+        unclipped: Mapping[str, Array] | None = None,
+        only: Collection[str] | None = None,
+    ) -> None:
         """Call when all gradients of the step are there and before they are clipped, or give them as they were then."""
         if not self.recording:
             return
@@ -92,26 +104,38 @@ class Recorder:
                 self.record[Key(self._step, kind, one)] = sketch.fingerprint()
         if loss is not None:
             self._whole("loss", "loss", np.array([loss]))
+        self.gradients_of(only, unclipped)
+
+    def gradients_of(
+        self, only: Collection[str] | None, unclipped: Mapping[str, Array] | None = None
+    ) -> None:
+        """Those of some parameters, of one optimizer of several, say; of all where ``only`` is None."""
         for name, weight in self._weights():
+            if only is not None and name not in only:
+                continue
             if unclipped is not None and name in unclipped:
                 self._whole("gradient", name, unclipped[name])
             elif weight.grad is not None:
                 self._whole("gradient", name, array(weight.grad) * (1.0 / self.loss_scale()))
 
-    def stepped(self, norm: float | None) -> None:
-        """Call after the optimizer's step, while the gradients are still there."""
+    def stepped(self, norm: float | None, given: Mapping[str, Array] | None = None) -> None:
+        """Call after the optimizer's step, while the gradients are still there, or with them as it was ``given`` them."""
         if not self.recording:
             return
         if norm is not None:
             self._whole("norm", "gradient", np.array([norm]))
         moments = {name: array(moment) for name, moment in self.moments().items()}
         for name, weight in self._weights():
-            if weight.grad is not None:
+            if given is not None and name in given:
+                self._whole("clipped", name, given[name])
+            elif given is None and weight.grad is not None:
                 self._whole("clipped", name, array(weight.grad))
         for name, moment in moments.items():
             kind, _, parameter = name.partition(".")
             self._whole(kind, parameter, moment)
         for name, weight in self._weights():
+            if name not in self._before or array(weight).shape != self._before[name].shape:
+                continue  # new in this step, or trained only since
             update = array(weight).astype(np.float64) - self._before[name]
             self._whole("update", name, update)
             second = moments.get(f"exp_avg_sq.{name}")
@@ -148,16 +172,20 @@ class Recorder:
             whole = self._sketches[kind, name] = Sketch.of_parts(parts[:, number])
             shape = self.shapes[f"{kind} {name}"]
             shape[0] = whole.elements // max(1, math.prod(shape[1:]))
+            self.pieces[f"{kind} {name}"] *= self.group.size
 
     def account(self, kind: str, name: str, values: Tensor, start: int) -> None:
         """Add a part of a tensor whose first element is number ``start`` of the whole batch's."""
         begun = (kind, name) in self._sketches
         sketch = self._sketches.setdefault((kind, name), Sketch())
         factor = 1.0 / self.loss_scale() if kind.endswith("gradient") else 1.0
-        sketch.add(array(values), start, factor)
-        rows = self.shapes[f"{kind} {name}"][0] if begun else 0
-        shape = list(values.shape) or [1]
-        self.shapes[f"{kind} {name}"] = [rows + shape[0], *shape[1:]]
+        numbers = array(values)
+        sketch.add(numbers, 2 * start if values.is_complex() else start, factor)
+        tensor = f"{kind} {name}"
+        rows = self.shapes[tensor][0] if begun else 0
+        shape = list(numbers.shape) or [1]
+        self.shapes[tensor] = [rows + shape[0], *shape[1:]]
+        self.pieces[tensor] = self.pieces[tensor] + 1 if begun else 1
 
     def maker_of(self, values: Tensor) -> str | None:
         """The module that put out this very tensor, or a view of all of it, in the present forward."""
@@ -178,10 +206,10 @@ class Recorder:
     def _attach(self) -> None:
         if not self.watches_modules:
             return
-        self._hooks.append(self.model.register_forward_pre_hook(self._enter))
+        self._hooks.append(self.model.register_forward_pre_hook(self._enter, with_kwargs=True))
         products.tell(self._multiplied)
         for name, module in self.model.named_modules():
-            if name and not isinstance(module, nn.ModuleList):
+            if name and not isinstance(module, (nn.ModuleList, torch.jit.ScriptModule)):
                 if next(module.children(), None) is None:
                     self._hooks.append(module.register_forward_pre_hook(self._enters(name), with_kwargs=True))
                 self._hooks.append(module.register_forward_hook(self._leaves(name), with_kwargs=True))
@@ -193,20 +221,23 @@ class Recorder:
             hook.remove()
         self._hooks.clear()
 
-    def _enter(self, module: nn.Module, arguments: tuple[Any, ...]) -> None:
+    def _enter(self, module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         """A micro-batch comes in. What the model is really given is recorded, whatever was drawn for it."""
-        if in_backward():
+        if in_backward() or in_transform():
             return
-        self._evaluates = not torch.is_grad_enabled()  # between two steps, say: no part of a training
+        self._entered, self._evaluates = (
+            True,
+            not torch.is_grad_enabled(),
+        )  # between two steps: no part of a training
         if self._evaluates:
             return
         self._made.clear()
         self._handed.clear()
         self._calls.clear()
-        tokens = arguments[0] if arguments else None
-        if isinstance(tokens, Tensor):
-            start = self._place("tokens", "model", tokens)
-            self.account("tokens", "model", tokens if tokens.is_floating_point() else tokens.double(), start)
+        for name, tokens in _given("model", arguments, named):
+            start = self._place("tokens", name, tokens)
+            exact = tokens.is_floating_point() or tokens.is_complex()
+            self.account("tokens", name, tokens if exact else tokens.double(), start)
 
     def _enters(self, name: str) -> Callable[..., Any]:
         def hook(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
@@ -220,7 +251,7 @@ class Recorder:
 
     def _read(self, name: str, values: Any, *, changes: bool) -> Any:
         """The same tensor, or a view of it, whose gradient is this reader's part alone: others may read it too."""
-        if not isinstance(values, Tensor) or not values.is_floating_point():
+        if not isinstance(values, Tensor) or not is_inexact(values):
             return values
         if self.maker_of(values) is None:  # the sum of two branches, or a function's result
             self._see("input", self._numbered("input", name), values)
@@ -263,7 +294,12 @@ class Recorder:
 
     def _looks_away(self) -> bool:
         """In a forward without gradients, or in one that is repeated to save memory."""
-        return self._evaluates or in_backward()
+        return (
+            self._evaluates
+            or in_backward()
+            or in_transform()
+            or not (self._entered or torch.is_grad_enabled())
+        )  # or between two steps, by modules of a model that is not called itself
 
     def _came_in(self, name: str, values: Tensor) -> None:
         maker = self.maker_of(values)
@@ -289,7 +325,8 @@ class Recorder:
     def _place(self, kind: str, name: str, values: Tensor) -> int:
         """The number, in the whole batch's tensor, of the first element of this micro-batch's."""
         before_us: int = self.group.rows(self._batch).start
-        start = self._seen.get((kind, name), before_us * (values.numel() // max(1, values.shape[0])))
+        each = values.numel() // max(1, values.shape[0]) if values.ndim else 1
+        start = self._seen.get((kind, name), before_us * each)
         self._seen[kind, name] = start + values.numel()
         return start
 
@@ -317,25 +354,64 @@ def version(values: Tensor) -> int:
 
 
 def floating(values: Any) -> Iterator[Tensor]:
-    """The floating-point tensors in what a module takes or gives, however it is packed."""
+    """The floating-point and complex tensors in what a module takes or gives, however it is packed."""
+    return (one for _, one in tensors_in("", values) if is_inexact(one))
+
+
+def tensors_in(name: str, values: Any) -> Iterator[tuple[str, Tensor]]:
+    """All tensors, with the key by which each is known, in a dictionary for one."""
     if isinstance(values, Tensor):
-        if values.is_floating_point():
-            yield values
+        yield name, values
     elif isinstance(values, Mapping):
-        for one in values.values():
-            yield from floating(one)
+        for key, one in values.items():
+            yield from tensors_in(f"{name}.{key}"[:LONGEST_KEY], one)
     elif isinstance(values, (tuple, list)):
         for one in values:
-            yield from floating(one)
+            yield from tensors_in(name, one)
+    elif is_dataclass(values) and not isinstance(values, type):
+        for field in fields(values):
+            yield from tensors_in(f"{name}.{field.name}"[:LONGEST_KEY], getattr(values, field.name, None))
+
+
+def is_inexact(values: Tensor) -> bool:
+    return values.is_floating_point() or values.is_complex()
+
+
+def _given(name: str, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    """What a model is given: whatever is exact, such as tokens and masks, and a tensor of other numbers that comes first.
+
+    Further floating-point tensors may have been computed, and may then differ in their last bits.
+    """
+    keyed = dict(sorted(named.items()))  # the caller's order says nothing
+    found = list(tensors_in(name, (arguments, keyed)))
+    exact = [not is_inexact(values) for _, values in found]
+    calls: dict[str, int] = {}
+    for number, (one, values) in enumerate(found):
+        if exact[number] or (number == 0 and (one == name or not any(exact))):
+            calls[one] = calls.get(one, 0) + 1
+            yield one if calls[one] == 1 else f"{one}{AGAIN}{calls[one]}", values
 
 
 def array(tensor: Tensor, *, copy: bool = False) -> Array:
-    """The same numbers in numpy, on the host; bf16 and fp16, which numpy lacks or is slow in, exactly in fp32."""
+    """The same numbers in numpy, on the host; bf16 and fp16, which numpy lacks or is slow in, exactly in fp32.
+
+    A complex number is two: (...) -> (..., 2). A sparse gradient is filled up with the zeros that it stands for.
+    """
     found = tensor.detach()
-    if found.dtype in (torch.bfloat16, torch.float16):
+    if found.layout != torch.strided:
+        found = found.to_dense()
+    if found.is_complex():
+        found = torch.view_as_real(found.resolve_conj())
+    if found.is_floating_point() and found.dtype not in (torch.float32, torch.float64):
         found = found.float()
-    numbers: Array = found.cpu().contiguous().numpy()
+    numbers: Array = found.cpu().resolve_neg().contiguous().numpy()
     return numbers.copy() if copy else numbers
+
+
+def in_transform() -> bool:
+    """Whether torch.func is at work (grad, vmap), or a tracer: their tensors hold no numbers that could be read."""
+    stack = getattr(getattr(torch._C, "_functorch", None), "peek_interpreter_stack", None)
+    return (stack is not None and stack() is not None) or torch._C._get_tracing_state() is not None
 
 
 def in_backward() -> bool:

@@ -13,7 +13,7 @@ from ambidex.compare.cards import at
 from ambidex.compare.judge import Verdict
 from ambidex.compare.stages import Finding
 from ambidex.errors import Exit, Problem
-from ambidex.escaping import printable
+from ambidex.escaping import one_line, printable
 
 SCHEMA = 1
 STAGES = {
@@ -21,6 +21,7 @@ STAGES = {
     "stale": "in a stale value in", "loss": "in", "backward": "in the backward of", "accumulation": "in adding up the gradients of",
     "clip": "in the clipping of", "moments": "in the moments of", "update": "in the update of", "schedule": "in the learning rate of",
 }  # fmt: skip
+LONGEST_LINE = 600  # characters: a module may have a name of thousands
 SHOWN = 6  # lines of a list that a terminal gets
 
 
@@ -39,7 +40,8 @@ def text(verdicts: Sequence[Verdict]) -> str:
 def _paragraph(verdict: Verdict, width: int) -> list[str]:
     """The verdict in one line, and below it why, what inherits it, what was looked at, and what else differs."""
     lines = [
-        printable(f"{verdict.reference.name} -> {verdict.run.name}   ({kind(verdict)})   {headline(verdict)}")
+        f"{one_line(verdict.reference.name)} -> {one_line(verdict.run.name)}   "
+        f"({one_line(kind(verdict))})   {one_line(headline(verdict), LONGEST_LINE)}"
     ]
     for problem in verdict.problems:
         lines += [f"    {line}" for line in printable(str(problem)).splitlines()]
@@ -130,11 +132,17 @@ def scope(verdict: Verdict) -> str:
     }
     judged = f"{verdict.judged:,} tensors: " + ", ".join(modes[mode] for mode in verdict.modes)
     near = (
-        f"; {verdict.near} of them close to their limit: --measure-again 8 measures the floor with more legs"
+        f"; {verdict.near} of them close to their limit: {_more_legs(verdict)} the floor with more legs"
         if verdict.near and verdict.same
         else ""
     )
     return judged + near
+
+
+def _more_legs(verdict: Verdict) -> str:
+    if "data" in verdict.reference.card:
+        return "--measure-again 8 measures"
+    return "the reference's loop once more as leg=4, 5 and so on measures"
 
 
 def worst(verdict: Verdict) -> str:
@@ -179,12 +187,16 @@ def _problem(problem: Problem) -> dict[str, str]:
 
 def _short(value: Any) -> str:
     shown = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return shown if len(shown) <= 60 else shown[:57] + "..."
+    return one_line(shown if len(shown) <= 60 else shown[:57] + "...")
+
+
+def _brief(words: str) -> str:
+    return words if len(words) <= 3 * LONGEST_LINE else words[: 3 * LONGEST_LINE] + "..."
 
 
 def _labelled(label: str, words: str, width: int) -> list[str]:
     import textwrap
 
     return textwrap.wrap(
-        printable(words), width, initial_indent=f"    {label:<12}", subsequent_indent=" " * 16
+        printable(_brief(words)), width, initial_indent=f"    {label:<12}", subsequent_indent=" " * 16
     )

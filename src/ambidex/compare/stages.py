@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from ambidex.compare.align import LEAST, NEAR, View
-from ambidex.compare.fingerprint import BUCKETS, factors
+from ambidex.compare.fingerprint import BUCKETS, STATISTICS, factors
 from ambidex.compare.naming import guilty_backward, guilty_forward, loss_rows, lost_gradient, parent
 
+ELEMENTS = STATISTICS.index("elements")
 ALONE = 4.0  # times the error of the next
 STAGES = ("data", "weights", "forward", "stale", "loss", "backward", "accumulation", "clip", "moments", "update",
           "schedule")  # fmt: skip
@@ -93,6 +94,10 @@ def _loss(view: View, step: int) -> Finding | None:
     if not dirty:
         return None
     number = dirty[0]
+    mine, theirs = view.rows[dirty[-1]]
+    if view.reference.statistics[mine, ELEMENTS] != view.candidate.statistics[theirs, ELEMENTS]:
+        words = "The forward is clean, and gradients flow back from more or from less of the batch."
+        return finding_of(view, dirty[-1], "accumulation", "loss", words)
     scale, rest = _factors(view, [dirty[-1]])
     tolerance = view.limit * max(LEAST, float(view.floor[dirty[-1]]))
     times = max(abs(float(scale[0])), 1 / max(abs(float(scale[0])), LEAST))  # twice, or half

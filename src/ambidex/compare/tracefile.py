@@ -18,13 +18,17 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from ambidex.cardfile import NewerFormat
 from ambidex.compare.fingerprint import BUCKETS, STATISTICS, Fingerprint, Floats
 from ambidex.errors import Exit, Problem, Problems
 from ambidex.files import read_small
 
 TRACE = "trace.safetensors"
 FORMAT = 1
+LONGEST_NAME = 4000  # characters, of a module or a parameter
+LONGEST_TEXT = LONGEST_NAME + 96  # with its kind before it and a number behind it
 LARGEST = 1 << 30  # bytes; a trace of 45 M parameters takes a few million
+MOST_RATES = 100_000  # learning rates of a loop, of all its groups: two megabytes, whatever its length
 MODES = ("free", "state", "fed")
 AGAIN = "#"  # between a module's name and the number of what it put out, from 2
 BY_BF16 = "fp32 by bf16's code"  # fp32 numbers through the functions that a bf16 step calls
@@ -103,6 +107,12 @@ class Trace:
     shapes: dict[str, list[int]] = field(default_factory=dict)  # "KIND NAME" -> shape of the whole tensor
     floor_legs: list[str] = field(default_factory=list)  # what the floor was measured with
     losses: dict[str, list[float]] = field(default_factory=dict)  # of other roundings, a step each
+    pieces: dict[str, int] = field(
+        default_factory=dict
+    )  # of ``shapes``: how many parts each was added up from
+    rates: list[list[float]] = field(
+        default_factory=list
+    )  # a step each, by group of parameters: of somebody's own loop
 
 
 def write(trace: Trace) -> bytes:
@@ -112,7 +122,7 @@ def write(trace: Trace) -> bytes:
         "format": FORMAT, "identity": trace.identity, "origin": trace.origin, "precision": trace.precision,
         "legs": [{**leg._asdict(), "rows": [list(key) for key in table.keys]} for leg, table in trace.legs.items()],
         "feeds": trace.feeds, "shapes": trace.shapes, "floor_legs": trace.floor_legs,
-        "losses": trace.losses,
+        "losses": trace.losses, "pieces": trace.pieces, "rates": trace.rates,
     }  # fmt: skip
     arrays = {
         "index": np.frombuffer(json.dumps(index, separators=(",", ":")).encode(), dtype=np.uint8),
@@ -129,6 +139,11 @@ def read(path: Path) -> Trace:
         return parse(read_small(path, LARGEST))
     except OSError as error:
         found = f"{path}: {error.strerror or error}"
+    except NewerFormat as error:
+        raise Problems(
+            Problem("The trace is of a newer format.", found=f"{path}: {error}", wanted=f"format {FORMAT}, which this ambidex knows",
+                    fix="python -m pip install --upgrade ambidex"), Exit.DATA,
+        ) from None  # fmt: skip
     except (
         SafetensorError,
         ValueError,
@@ -158,16 +173,20 @@ def parse(content: bytes) -> Trace:
         ):
             raise ValueError(f"{name} is {array.dtype} of shape {array.shape}")
     index = json.loads(arrays["index"].tobytes())
-    if not isinstance(index, dict) or index.get("format") != FORMAT:
-        raise ValueError(
-            f"format {index.get('format') if isinstance(index, dict) else '?'} instead of {FORMAT}"
-        )
+    if not isinstance(index, dict) or not isinstance(index.get("format"), int):
+        raise ValueError("it does not say its format")
+    if index["format"] > FORMAT:
+        raise NewerFormat(f"format {index['format']}")
+    if index["format"] != FORMAT:
+        raise ValueError(f"format {index['format']} instead of {FORMAT}")
     trace = Trace(
         _text(index["identity"]), _text(index["origin"]), _one_of(index["precision"], PRECISIONS),
         feeds={_text(name): [_text(n) for n in names] for name, names in index["feeds"].items()},
         shapes={_text(name): [_count(n) for n in shape] for name, shape in index["shapes"].items()},
         floor_legs=[_text(name) for name in index["floor_legs"]],
         losses={_text(name): [_loss(n) for n in some] for name, some in index.get("losses", {}).items()},
+        pieces={_text(name): _count(n) for name, n in index.get("pieces", {}).items()},
+        rates=[[_loss(n) for n in some] for some in index.get("rates", [])],
     )  # fmt: skip
     first = 0
     for described in index["legs"]:
@@ -204,7 +223,7 @@ def _check_numbers(table: Table) -> None:
 
 
 def _text(value: Any) -> str:
-    if not isinstance(value, str) or len(value) > 1000:
+    if not isinstance(value, str) or len(value) > LONGEST_TEXT:
         raise ValueError("a name is no text, or too long a one")
     return value
 

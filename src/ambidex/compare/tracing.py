@@ -177,6 +177,7 @@ class Tracing(Observer):
         )
         self._trace.feeds.update(self._recorder.feeds)
         self._trace.shapes.update(self._recorder.shapes)
+        self._trace.pieces.update(self._recorder.pieces)
         self._run.write_bytes(tracefile.TRACE, tracefile.write(self._trace))
 
 
