@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from ambidex import cli
+from ambidex import cli, synonyms
+from ambidex.flags import train_flags
 from ambidex.parsers import COMMANDS
 from ambidex.rows import read_metrics
+from ambidex.settings import fields
 from tiny import train_words
 
 
@@ -119,3 +121,39 @@ def test_an_empty_word_is_said_to_be_empty(capsys):
 def test_what_bench_would_not_heed_is_refused(words, capsys):
     assert cli.main(["bench", *words.split()]) == 2
     assert "has no effect" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("typed", "ours"), [("--lr", "--learning-rate"), ("--max_steps", "--steps"), ("--block-size", "--context"),
+                                             ("--n-layer=4", "--layers"), ("--dtype", "--precision")])  # fmt: skip
+def test_the_word_of_another_trainer_is_answered_with_ours(capsys, typed, ours):
+    assert cli.main(["train", typed, "3"]) == 2
+    assert f"it is '{ours}' here" in capsys.readouterr().err
+
+
+def test_what_another_trainer_has_and_this_one_has_not_is_said(capsys):
+    assert cli.main(["train", "--finetune", "runs/a"]) == 2
+    assert "a run begins with fresh weights" in capsys.readouterr().err
+
+
+def test_every_word_of_other_trainers_leads_to_a_setting_and_is_none_itself():
+    words = [word for names in synonyms.OURS.values() for word in names]
+    assert set(synonyms.OURS) <= set(fields())
+    assert len(words) == len(set(words))
+    assert not {*words, *synonyms.NONE} & set(fields())
+
+
+def test_texts_behind_two_flags_are_both_read():
+    flags, _, unknown = train_flags(["--data", "a.txt", "b.txt", "--steps", "3", "--data", "c.txt"])
+    assert flags["data"] == ["a.txt", "b.txt", "c.txt"]
+    assert not unknown
+
+
+def test_a_run_is_found_by_the_name_that_top_shows(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("AMBIDEX_RUNS", raising=False)
+    (tmp_path / "runs" / "nano-001").mkdir(parents=True)
+    assert cli.main(["sample", "nano-001"]) == 3
+    assert "did you mean" not in capsys.readouterr().err
+    (tmp_path / "runs" / "nano-001" / "card.json").write_text("{}")
+    assert cli.main(["sample", "nano-001"]) == 3
+    assert f"did you mean {Path('runs', 'nano-001')}?" in capsys.readouterr().err

@@ -441,3 +441,11 @@ def test_a_time_without_an_end_becomes_no_more_steps_than_a_run_may_have():
     """A card with more could not be read again: the run would be lost."""
     steps = launch.most_steps(lambda steps: 0.0, 1.0)
     assert resolve({"steps": steps}, environment={}).settings.steps == steps
+
+
+def test_where_there_is_nothing_to_resume_the_run_is_said_to_be_new(tmp_path, story, capsys):
+    words = train_words(story, tmp_path / "run", steps=1)
+    assert train(*words, "--resume") == 0
+    assert "a new run: there was none to resume" in capsys.readouterr().out
+    assert train(*words[:-2], "--out", str(tmp_path / "other")) == 0
+    assert "none to resume" not in capsys.readouterr().out

@@ -29,7 +29,9 @@ def train_flags(arguments: list[str]) -> tuple[dict[str, Any], str | None, list[
         if info.annotation is bool:
             group.add_argument(config.flag(name), dest=name, action=argparse.BooleanOptionalAction, help=text)
         elif name == "data":
-            group.add_argument(config.flag(name), dest=name, nargs="*", action="extend", metavar="PATH", help=text)
+            group.add_argument(
+                config.flag(name), dest=name, nargs="*", action="extend", metavar="PATH", help=text
+            )
         else:  # "?" so that a missing value is reported with everything else that is wrong
             words = (
                 "{" + ",".join(found) + "}" if (found := config.choices(name)) else _value_word(name, info)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-_OURS: dict[str, tuple[str, ...]] = {
+OURS: dict[str, tuple[str, ...]] = {
     "batch_size": ("bs", "batch", "train_batch_size", "per_device_train_batch_size"),
     "beta1": ("adam_beta1",),
     "beta2": ("adam_beta2",),
@@ -35,7 +35,7 @@ _OURS: dict[str, tuple[str, ...]] = {
     "weight_decay": ("wd", "decay"),
     "width": ("hidden_size", "d_model", "n_embd", "dim", "embed_dim", "embedding_size", "model_dim"),
 }  # fmt: skip
-_NONE = {
+NONE = {
     "dropout": "there is no dropout",
     **dict.fromkeys(
         ("finetune", "fine_tune", "init", "init_from", "pretrained", "load", "from_pretrained", "base_model"),
@@ -47,9 +47,9 @@ _NONE = {
 def meant(word: str) -> str:
     """The setting that ``word`` is another name for, or the empty string."""
     plain = word.lower().replace("-", "_")
-    return next((ours for ours, names in _OURS.items() if plain in names), "")
+    return next((ours for ours, names in OURS.items() if plain in names), "")
 
 
 def why_none(word: str) -> str:
     """What to know where ``word`` is something that there is not, or the empty string."""
-    return _NONE.get(word.lower().replace("-", "_"), "")
+    return NONE.get(word.lower().replace("-", "_"), "")

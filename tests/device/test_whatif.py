@@ -196,3 +196,12 @@ def test_a_driver_that_no_longer_drives_the_supposed_gpu_is_noted() -> None:
     ]
     fine = doctor(torch="2.14.1+cu126", gpu="GTX 1080", driver="580.95", os="linux", probe=False)
     assert not [note for note in fine.data()["not_checked"] if "no longer drives" in note]
+
+
+def test_what_is_taken_for_granted_is_said_with_its_flag() -> None:
+    said = doctor(torch="2.5.1+cu121", gpu="RTX 5060", os="windows", python="3.12", probe=False)
+    assert "taken for granted: x86_64 (--machine)" in said.data()["not_checked"]
+    said = doctor(
+        torch="2.5.1+cu121", gpu="RTX 5060", os="windows", python="3.12", machine="x86_64", probe=False
+    )
+    assert not any("granted" in note for note in said.data()["not_checked"])

@@ -91,7 +91,7 @@ def why_not(reference: Mapping[str, Any], run: Mapping[str, Any]) -> list[Proble
     problems = [
         Problem("The runs have different settings.", found=_setting(name, after, own="data" not in run),
                 wanted=f"{_setting(name, before, own='data' not in run)}, as in the reference",
-                fix="ambidex train with that setting" if "data" in run else "the same config for ambidex.trace in both")
+                fix=_as_in_the_reference(run))
         for name in names
     ]  # fmt: skip
     if at(reference, "precision") != at(run, "precision"):
@@ -107,6 +107,12 @@ def why_not(reference: Mapping[str, Any], run: Mapping[str, Any]) -> list[Proble
                     fix="--data with the same files for both, and the same --tokenizer")
         )  # fmt: skip
     return problems
+
+
+def _as_in_the_reference(run: Mapping[str, Any]) -> str:
+    if "data" not in run:
+        return "the same config for ambidex.trace in both"
+    return "ambidex train with that setting; --html FILE shows the losses of both as they are"
 
 
 def config_of(card: Mapping[str, Any]) -> dict[str, Any]:

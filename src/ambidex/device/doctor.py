@@ -82,6 +82,7 @@ def doctor(
         imagined = _read(lambda: whatif.machine_from(**words, here=_unhidden(here)), problems) or here
         notes = whatif.not_installable(imagined) if torch is not None and not problems else ()
         notes += whatif.not_driven(imagined)
+        notes += whatif.taken_for_granted(imagined, os=os, machine=machine, python=python)
         found = replace(found, machine=replace(imagined, cpu=found.machine.cpu), notes=notes)
     if problems:
         raise Problems(problems)

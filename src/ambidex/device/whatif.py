@@ -102,6 +102,22 @@ def machine_from(
     return supposed
 
 
+def taken_for_granted(
+    supposed: Machine, *, os: str | None, machine: str | None, python: str | None
+) -> tuple[str, ...]:
+    """What of the supposed computer was not said, in words, with the flag that would say it."""
+    unsaid = [
+        f"{value} ({flag})"
+        for flag, word, value in (
+            ("--os", os, supposed.os),
+            ("--machine", machine, supposed.machine),
+            ("--python", python, f"Python {supposed.python}"),
+        )
+        if word is None
+    ]
+    return (f"taken for granted: {', '.join(unsaid)}",) if unsaid else ()
+
+
 def not_installable(machine: Machine) -> tuple[str, ...]:
     """Where the supposed torch has no wheels for the supposed Python, that in words."""
     version = machine.build.version or ""
