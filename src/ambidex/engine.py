@@ -32,6 +32,7 @@ from ambidex.text.cache import default_cache
 
 Module = TypeVar("Module", bound=nn.Module)
 TORCHS_OWN, COMPILED = "torch's own", "passes"  # what computes between products
+ZEN_4 = 25  # family by CPUID; Zen 3 has it too, but no AVX-512
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -88,7 +89,8 @@ class Device:
             return None
         low = PRECISIONS[self.precision] if self.precision != "fp32" else None
         operations, self.why_not_fused = fused_operations() if self.fused else (derivatives, "as asked")
-        return Products(low, exact_products() == "oneDNN", operations)
+        onednn = exact_products() == "oneDNN"
+        return Products(low, onednn, operations, weights_by_default=onednn and processor.family() == ZEN_4)
 
     def compute_by_bf16_code(self) -> None:
         """Take the functions of a bf16 step with fp32 numbers: what is wrong in that code then shows undrowned."""
@@ -262,7 +264,7 @@ def numerics() -> dict[str, object]:
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
         "cuda_allow_tf32": torch.backends.cuda.matmul.allow_tf32,
         "cudnn_allow_tf32": torch.backends.cudnn.allow_tf32,
-        "fp32_products": exact_products(),
+        "fp32_products": _spelled_products(),
         "mkldnn": bool(torch.backends.mkldnn.enabled),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
     }
@@ -272,10 +274,16 @@ def exact_products() -> str:
     """Which library multiplies fp32 matrices on the CPU: oneDNN, or torch's default, by rule.
 
     On AMD, MKL, torch's default on x86, leaves AVX-512 idle: on one Zen 5 oneDNN gave 2.3 times as much, on one Zen 4
-    1.2 to 1.6 times; without AVX-512 it gave no more (docs/experiments.md).
+    1.2 to 1.6 times; without AVX-512 it gave no more. A weight's gradient, whose both factors it must transpose, is the
+    exception on Zen 4: 0.75 to 0.99 times, the head's alone 1.1 (docs/experiments.md).
     """
     wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
     return "oneDNN" if wide and "AMD" in processor.look().name and has_onednn_product() else "torch's default"
+
+
+def _spelled_products() -> str:
+    also = ", torch's default for the gradients of weights" if processor.family() == ZEN_4 else ""
+    return exact_products() + (also if exact_products() == "oneDNN" else "")
 
 
 @cache

@@ -39,8 +39,8 @@ class Operations(Protocol):
 
 @dataclass(frozen=True)
 class Products:
-    """How products are done while it is chosen: in ``low`` precision, or else exactly in fp32, by oneDNN or by default.
-    And by what ``operations`` the rest is.
+    """How products are done while it is chosen: in ``low`` precision, or else exactly in fp32, by oneDNN or by default,
+    where ``weights_by_default`` holds for those that give a weight its gradient. And by what ``operations`` the rest is.
 
     Weights stay fp32 and are cast once a forward pass. Copies that outlive the pass were measured and left out: they
     save one percent, and go stale when something else than our optimizer writes a weight (docs/experiments.md).
@@ -49,6 +49,7 @@ class Products:
     low: torch.dtype | None
     onednn: bool
     operations: Operations = derivatives
+    weights_by_default: bool = False
 
 
 Listener = Callable[[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]], None]  # x, weights, products
@@ -93,8 +94,9 @@ def _multiplied(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
     if products is None:
         return tuple(F.linear(x, weight) for weight in weights)
     if products.low is None:
-        product = _OneDnnProduct.apply if products.onednn else F.linear
-        return tuple(product(x, weight) for weight in weights)
+        if not products.onednn:
+            return tuple(F.linear(x, weight) for weight in weights)
+        return tuple(_OneDnnProduct.apply(x, weight, products.weights_by_default) for weight in weights)  # type: ignore[no-untyped-call]
     if not torch.is_grad_enabled() and x.numel() < FEW_ROWS * x.shape[-1]:
         return tuple(F.linear(x.float(), weight).to(products.low) for weight in weights)
     together: Tensor = _LowProduct.apply(x, products.low, *weights)  # type: ignore[no-untyped-call]
@@ -164,20 +166,22 @@ class _LowProduct(torch.autograd.Function):
 
 
 class _OneDnnProduct(torch.autograd.Function):
-    """x (..., K) times weight (M, K) transposed, in exact fp32 by oneDNN, and both gradients."""
+    """x (..., K) times weight (M, K) transposed, in exact fp32 by oneDNN, and both gradients, the weight's ``by_default``."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, by_default: bool) -> Tensor:
         ctx.save_for_backward(x, weight)
+        ctx.by_default = by_default
         return onednn_product(x, weight)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         outer = gradient.reshape(-1, gradient.shape[-1])  # (N, M)
         rows = x.reshape(-1, x.shape[-1])  # (N, K)
         by_x = onednn_product(outer, weight.t()).view(x.shape)
-        return by_x, onednn_product(outer.t(), rows.t())
+        by_weight = outer.t() @ rows if ctx.by_default else onednn_product(outer.t(), rows.t())
+        return by_x, by_weight, None
 
 
 def onednn_product(x: Tensor, weight: Tensor) -> Tensor:  # (..., K), (M, K) -> (..., M)

@@ -21,7 +21,7 @@ OURS: dict[str, tuple[str, ...]] = {
     "micro_batch_size": ("gradient_accumulation_steps", "grad_accum", "accumulate", "micro_batch"),
     "out": ("output", "output_dir", "out_dir", "save_dir", "run", "name"),
     "precision": ("dtype", "bf16", "fp16", "fp32", "amp", "mixed_precision"),
-    "preset": ("model", "config_name", "size"),
+    "preset": ("config_name", "size"),
     "resume": ("continue", "resume_from_checkpoint", "resume_from", "from_checkpoint"),
     "rope_base": ("rope_theta", "theta"),
     "save_every": ("save_steps", "save_interval", "checkpoint_every"),

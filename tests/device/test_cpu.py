@@ -176,3 +176,14 @@ def test_a_mac_counts_its_performance_cores() -> None:
 
     found = cpu.look(os_name="macos", put=sysctl)
     assert (found.name, found.cores, found.affinity, found.isa) == ("Apple M3", 8, 10, ("neon",))
+
+
+def test_the_family_is_read_where_it_is_given(tmp_path: Path, write: Write) -> None:
+    assert cpu.family(tmp_path) == 0
+    write(
+        "proc/cpuinfo",
+        "processor\t: 0\nvendor_id\t: AuthenticAMD\ncpu family\t: 25\nmodel\t\t: 17\n\nprocessor\t: 1\ncpu family\t: 26\n",
+    )
+    assert cpu.family(tmp_path) == 25
+    write("proc/cpuinfo", "processor\t: 0\nCPU part\t: 0xd40\n")
+    assert cpu.family(tmp_path) == 0

@@ -54,6 +54,12 @@ def identity(root: Path = Path("/")) -> str:
     return "\n".join(line for line in first.splitlines() if line.partition(":")[0].strip() in kept)
 
 
+def family(root: Path = Path("/")) -> int:
+    """The family that CPUID gives, 25 for AMD's Zen 3 and 4; 0 where nobody says."""
+    found = re.search(r"^cpu family\s*: (\d{1,4})$", identity(root), re.MULTILINE)
+    return int(found[1]) if found else 0
+
+
 def threads_for_training(cpu: Cpu | None = None) -> int:
     """Threads that a training step should use: the physical cores it may use, and no more than its quota; >=
     1.
