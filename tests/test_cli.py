@@ -130,9 +130,11 @@ def test_the_word_of_another_trainer_is_answered_with_ours(capsys, typed, ours):
     assert f"it is '{ours}' here" in capsys.readouterr().err
 
 
-def test_what_another_trainer_has_and_this_one_has_not_is_said(capsys):
-    assert cli.main(["train", "--finetune", "runs/a"]) == 2
-    assert "a run begins with fresh weights" in capsys.readouterr().err
+@pytest.mark.parametrize(("typed", "said"), [("--finetune", "a run begins with fresh weights"), ("--epochs", "not in passes over the text"),
+                                             ("--bf16", "do: --precision bf16"), ("--warmup-steps", "the part of the steps")])  # fmt: skip
+def test_what_another_trainer_counts_otherwise_or_has_alone_is_said(capsys, typed, said):
+    assert cli.main(["train", typed, "3"]) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_every_word_of_other_trainers_leads_to_a_setting_and_is_none_itself():
@@ -140,6 +142,7 @@ def test_every_word_of_other_trainers_leads_to_a_setting_and_is_none_itself():
     assert set(synonyms.OURS) <= set(fields())
     assert len(words) == len(set(words))
     assert not {*words, *synonyms.NONE} & set(fields())
+    assert not set(words) & set(synonyms.NONE)
 
 
 def test_texts_behind_two_flags_are_both_read():

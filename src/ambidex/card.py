@@ -14,7 +14,7 @@ import torch
 import ambidex
 from ambidex.device import cpu as processor
 from ambidex.device.choose import Choice
-from ambidex.engine import TORCHS_OWN, Device, numerics
+from ambidex.engine import TORCHS_OWN, Device, exact_products, numerics
 from ambidex.model import LanguageModel
 from ambidex.text.tokens import Tokens
 from ambidex.trainer import Trainer
@@ -93,6 +93,7 @@ def what_decides_numbers(tokens: Tokens, device: Device) -> dict[str, Any]:
         "device": device.kind,
         "torch": torch.__version__,
         **numerics(),
+        "fp32_products": exact_products(),  # gradients are summed over processes, whoever multiplied them
     }
 
 
