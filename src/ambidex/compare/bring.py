@@ -27,8 +27,8 @@ from ambidex.cardfile import CARD, FORMAT, read_card
 from ambidex.compare import tracefile
 from ambidex.compare.arithmetic import RELATIVE, Noisy, nudge
 from ambidex.compare.asked import cannot_write, look_at
-from ambidex.compare.fingerprint import Floats
-from ambidex.compare.recorder import LOW, Recorder, array
+from ambidex.compare.fingerprint import Fingerprint, Floats, fingerprint
+from ambidex.compare.recorder import LOW, Array, Recorder, array
 from ambidex.compare.soundness import other_data
 from ambidex.compare.stages import UPDATES
 from ambidex.compare.tracefile import MOST_RATES, Key, Leg, Table, Trace, floor_of
@@ -40,6 +40,7 @@ from ambidex.files import replace_synced
 
 LEGS_RATE = 1e-3  # relative: some optimizers make their rates from the gradients, whose roundings differ
 STEPS = (0, 1, 2, 4, 8)
+MOST_SAID = 20  # things that were not recorded, on a card
 ROUNDING = {name: RELATIVE[kind] for kind, name in LOW.items()} | {"fp32": RELATIVE[torch.float32]}
 
 
@@ -95,6 +96,8 @@ def trace(
         pieces=recorder.pieces, rates=loop.rates,
     )  # fmt: skip
     card = _card(model, weights, precision, kept or {}) | {"computes_in": recorder.low or precision}
+    if recorder.not_recorded:
+        card["not_recorded"] = list(recorder.not_recorded)[:MOST_SAID]
     _write(folder, found, card)
 
 
@@ -108,7 +111,8 @@ class _Loop:
         self._depth = 0  # an optimizer's step may call that of the class below it, and both call the hooks
         self._asked = False  # whether the gradients of this step were taken down
         self._accumulated: dict[str, Any] = {}  # before clipping
-        self._given: dict[str, Any] = {}  # to the optimizers
+        self._given: dict[str, Fingerprint] = {}  # to the optimizers
+        self._squares: dict[str, float] = {}  # of what was given to them
         self._norm = 0.0
         self._names: dict[Tensor, str] = {}
         self.rates: list[list[float]] = []  # a step each: of every group of parameters
@@ -126,7 +130,7 @@ class _Loop:
             if weight.requires_grad and weight not in self._names:
                 self._names[weight] = name
                 self._hooks.append(weight.register_post_accumulate_grad_hook(self._keep))  # type: ignore[no-untyped-call]
-        self._accumulated, self._given, self._asked = {}, {}, False
+        self._accumulated, self._given, self._squares, self._asked = {}, {}, {}, False
         self._recorder.begin(self._step)
 
     def _keep(self, weight: Tensor) -> None:
@@ -163,17 +167,18 @@ class _Loop:
         mine = self._of(optimizer)
         if mine.keys() & self._given.keys():  # its closure was called again
             return
-        self._given |= {name: array(w.grad, copy=True) for name, w in mine.items() if w.grad is not None}
+        for name, weight in mine.items():
+            if weight.grad is not None:
+                gradient = array(weight.grad)
+                self._given[name], self._squares[name] = fingerprint(gradient), _square(gradient)
         if self._asked:  # of several: what came since the one before
             self._recorder.gradients_of(mine.keys(), self._accumulated)
         else:
             self._asked = True
             later = {name for one in self._optimizers if one is not optimizer for name in self._of(one)}
             self._recorder.gradients(None, self._accumulated, set(self._names.values()) - later)
-        squares = [
-            float(np.square(g.astype(np.float64)).sum()) for g in (self._given | self._accumulated).values()
-        ]
-        self._norm = sum(squares) ** 0.5
+        squares = self._squares | {name: _square(g) for name, g in self._accumulated.items()}
+        self._norm = sum(squares.values()) ** 0.5
 
     def _of(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
@@ -192,6 +197,10 @@ class _Loop:
         for hook in self._hooks:
             hook.remove()
         self._recorder.end()
+
+
+def _square(values: Array) -> float:
+    return float(np.square(values.astype(np.float64)).sum())
 
 
 def _number(rate: Any) -> float:
