@@ -769,3 +769,91 @@ def test_of_gradients_no_second_copy_is_kept(tmp_path: Path) -> None:
 def test_every_switch_of_the_numerics_that_is_on_a_card_is_compared() -> None:
     known = {key for key, _ in MATTERS}
     assert {f"numerics.{name}" for name in numerics()} <= known
+
+
+class Fails(torch.optim.AdamW):
+    """Has no memory for one of its steps."""
+
+    def __init__(self, weights: Any, *, early: bool) -> None:
+        super().__init__(weights, lr=1e-2)
+        self.left, self.early = 2, early  # the first is well, the second is not
+
+    def step(self, closure: Any = None) -> Any:
+        self.left -= 1
+        if not self.left and self.early:
+            raise RuntimeError("out of memory")
+        found = None if closure is None else closure()
+        if not self.left:
+            raise RuntimeError("out of memory")
+        return super().step(None) or found
+
+
+@pytest.mark.parametrize("early", [False, True])
+@pytest.mark.parametrize("closes", [False, True])
+def test_a_step_that_raises_is_left_out_and_the_loop_recorded_as_it_goes_on(
+    closes: bool, early: bool, tmp_path: Path
+) -> None:
+    def body(model: nn.Module, optimizer: Any, step: int) -> None:
+        for seed in (50 + step, step):  # the batch that is too large, and the one that is not
+            if seed == step or (step == 1 and isinstance(optimizer, Fails)):
+                try:
+                    once(model, optimizer, seed)
+                except RuntimeError:
+                    optimizer.zero_grad()
+
+    def once(model: nn.Module, optimizer: Any, seed: int) -> None:
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            loss: Tensor = model(numbers(seed, 8, 6)).square().mean()
+            loss.backward()
+            return loss
+
+        if not closes:
+            closure()
+        optimizer.step(closure if closes else None)
+
+    verdict = judged(
+        tmp_path,
+        {"body": body},
+        {"body": body, "optimizer": lambda model: Fails(model.parameters(), early=early)},
+    )
+    assert verdict.same is True, verdict.first
+    assert verdict.worst is not None
+    assert verdict.worst.ratio == 0
+    found = [tracefile.read(tmp_path / one / "trace.safetensors") for one in "ab"]
+    keys = [next(iter(one.legs.values())).keys for one in found]
+    assert keys[0] == keys[1]
+    assert len(found[0].rates) == len(found[1].rates) == 5
+    assert "b did not record: an attempt at step 1, in which optimizer.step() raised." in verdict.notes
+
+
+def with_masters(model: nn.Module, optimizer: Any, step: int) -> None:
+    """Weights in bf16 whose copies in fp32 are what is trained, all of them or some."""
+    weights = list(model.parameters())
+    masters = optimizer.param_groups[0]["params"]
+    model(numbers(step, 8, 6).bfloat16()).square().mean().backward()
+    for weight, master in zip(weights, masters):
+        if weight is not master:
+            master.grad = weight.grad.float()
+    optimizer.step()
+    for weight, master in zip(weights, masters):
+        weight.data.copy_(master.data)
+        weight.grad = None
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_an_optimizer_of_copies_in_fp32_is_recorded_as_far_as_it_goes_and_that_is_said(
+    count: int, tmp_path: Path
+) -> None:
+    def masters(model: nn.Module) -> Any:
+        weights = [
+            nn.Parameter(one.detach().float()) if number < count else one
+            for number, one in enumerate(model.parameters())
+        ]
+        return torch.optim.AdamW(weights, lr=1e-2)
+
+    one = {"make": lambda: perceptron().bfloat16(), "body": with_masters, "optimizer": masters}
+    verdict = judged(tmp_path, one, one)
+    assert verdict.same is True, (verdict.first, verdict.problems)
+    (note,) = [note for note in verdict.notes if note.startswith("b did not record: ")]
+    assert f"parameters that are not the model's ({count} of them)" in note

@@ -80,7 +80,8 @@ class Recorder:
         self._before = {name: array(weight, copy=True) for name, weight in self._weights()}
         if step == 0:
             for name, weight in self.model.named_parameters():  # those too that are not trained
-                self._whole("weight", name, array(weight))
+                if Key(0, "weight", name) not in self.record:  # it is there where the step is begun anew
+                    self._whole("weight", name, array(weight))
         for kind, tokens in (("tokens", inputs), ("targets", targets)):
             if tokens is not None:
                 self._whole(kind, "batch", tokens)
@@ -149,6 +150,18 @@ class Recorder:
         """Nothing more comes: a step that was begun and not finished is dropped."""
         self._detach()
         self.recording = False
+
+    def take_back(self) -> None:
+        """Drop what there is of the present step, which is to be begun anew."""
+        self._detach()
+        for key in [key for key in self.record if key.step == self._step]:
+            if self._step or key.kind != "weight":
+                del self.record[key]
+
+    def enter_late(self, module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        """For a step that is begun anew as its first forward comes in, too late for the hook that was attached."""
+        if self._hooks:
+            self._enter(module, arguments, named)
 
     def _split_update(self, name: str, update: Array, second: Array) -> None:
         """Where the second moment is next to nothing AdamW moves by sign alone, which rounding can turn over.
