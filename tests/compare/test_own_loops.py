@@ -216,22 +216,27 @@ class Packed(nn.Module):
         return self.inner(x) * (cu[-1] / cu[-1])  # type: ignore[no-any-return]
 
 
-def with_borders(parts: int, first: int = 0) -> Body:
+def with_borders(parts: int, first: int = 0, *, keyword: bool = False) -> Body:
     def body(model: nn.Module, optimizer: Any, step: int) -> None:
         for x in numbers(step, 8, 6).chunk(parts):
-            (model(x, cu=torch.arange(first, first + len(x) + 1)).square().mean() / parts).backward()
+            cu = torch.arange(first, first + len(x) + 1)
+            y = model(x=x, cu=cu) if keyword else model(x, cu=cu)
+            (y.square().mean() / parts).backward()
         optimizer.step()
         optimizer.zero_grad()
 
     return body
 
 
-def test_data_that_is_of_another_size_in_other_micro_batches_is_left_out_and_said(tmp_path: Path) -> None:
-    one = {"make": Packed, "body": with_borders(1)}
-    verdict = judged(tmp_path, one, {**one, "body": with_borders(2)})
+@pytest.mark.parametrize("keyword", [False, True])
+def test_data_that_is_of_another_size_in_other_micro_batches_is_left_out_and_said(
+    keyword: bool, tmp_path: Path
+) -> None:
+    one = {"make": Packed, "body": with_borders(1, keyword=keyword)}
+    verdict = judged(tmp_path, one, {**one, "body": with_borders(2, keyword=keyword)})
     assert verdict.same is True, verdict.first
     assert [left["tensor"] for left in verdict.not_judged] == ["tokens of model.cu"]
-    verdict = judged(tmp_path / "again", one, {**one, "body": with_borders(1, first=1)})
+    verdict = judged(tmp_path / "again", one, {**one, "body": with_borders(1, 1, keyword=keyword)})
     assert named(verdict) == ("data", "model.cu", 0)
 
 
