@@ -103,3 +103,10 @@ def test_buckets_and_signs_are_the_same_bytes_everywhere() -> None:
         hashlib.sha256(turns.tobytes()).hexdigest()
         == "5b00d8d7bcc923166f0b5511db7b83f249510b7de7d98a953ed7a7ff45bddc3a"
     )
+
+
+def test_exact_numbers_need_not_be_made_wider_first() -> None:
+    for values in (np.arange(5000) % 7 - 3, np.arange(5000) % 3 == 0, (np.arange(5000) % 9).astype(np.uint8)):
+        mine, wide = fingerprint(values), fingerprint(values.astype(np.float64))
+        assert mine.statistics() == wide.statistics()
+        np.testing.assert_array_equal(mine.sums, wide.sums)

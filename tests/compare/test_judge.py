@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -325,6 +327,20 @@ def test_without_traces_equal_digits_are_the_same_and_anything_else_is_left_unju
     verdict = judge(plain, folder("b", legs={}, rows=[*rows[:2], Row(3, 0.7, 1e-3, 1.0)]))
     assert verdict.same is None
     assert "--trace" in str(verdict.problems[0])
+
+
+def test_losses_that_are_no_numbers_in_both_runs_part_nowhere() -> None:
+    def rows(last: float) -> list[Row]:
+        return [Row(1, 2.0, 1e-3, 1.0), Row(2, math.nan, 1e-3, math.nan), Row(3, last, 1e-3, 1.0)]
+
+    for last, apart in ((1.5, ", 0.5 apart"), (math.nan, "")):
+        runs = [folder("a", legs={}, rows=rows(1.0)), folder("b", legs={}, rows=rows(last))]
+        if math.isnan(last):
+            for one in runs:
+                one.rows[2] = Row(3, math.nan, 1e-3, 1.0 + (one is runs[1]))
+        words = judge(*runs).problems[0].found
+        assert "part at step 3" in words
+        assert words.endswith(apart) if apart else "apart" not in words
 
 
 def test_every_setting_is_either_free_or_must_be_equal() -> None:

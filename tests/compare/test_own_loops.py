@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,13 @@ from torch import Tensor, nn
 
 import ambidex
 from ambidex.compare import tracefile
+from ambidex.compare.cards import MATTERS
 from ambidex.compare.command import compare
+from ambidex.compare.fingerprint import fingerprint
 from ambidex.compare.judge import Verdict
+from ambidex.compare.recorder import array
 from ambidex.compare.report import scope
+from ambidex.engine import numerics
 from ambidex.errors import Exit, Problems
 
 Body = Callable[[nn.Module, Any, int], None]
@@ -198,6 +203,41 @@ def test_micro_batches_that_are_not_averaged_or_left_out_are_the_accumulations(t
     for name, wrong in (("whole", in_parts(2, divided=False)), ("first", in_parts(2, backward=1))):
         stage, _, step = named(judged(tmp_path / name, one, {**one, "body": wrong}))
         assert (name, stage, step) == (name, "accumulation", 0)
+
+
+class Packed(nn.Module):
+    """Is given the borders of sequences beside them: one more than there are, whatever the micro-batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor, *, cu: Tensor) -> Tensor:
+        return self.inner(x) * (cu[-1] / cu[-1])  # type: ignore[no-any-return]
+
+
+def with_borders(parts: int, first: int = 0, *, keyword: bool = False) -> Body:
+    def body(model: nn.Module, optimizer: Any, step: int) -> None:
+        for x in numbers(step, 8, 6).chunk(parts):
+            cu = torch.arange(first, first + len(x) + 1)
+            y = model(x=x, cu=cu) if keyword else model(x, cu=cu)
+            (y.square().mean() / parts).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return body
+
+
+@pytest.mark.parametrize("keyword", [False, True])
+def test_data_that_is_of_another_size_in_other_micro_batches_is_left_out_and_said(
+    keyword: bool, tmp_path: Path
+) -> None:
+    one = {"make": Packed, "body": with_borders(1, keyword=keyword)}
+    verdict = judged(tmp_path, one, {**one, "body": with_borders(2, keyword=keyword)})
+    assert verdict.same is True, verdict.first
+    assert [left["tensor"] for left in verdict.not_judged] == ["tokens of model.cu"]
+    verdict = judged(tmp_path / "again", one, {**one, "body": with_borders(1, 1, keyword=keyword)})
+    assert named(verdict) == ("data", "model.cu", 0)
 
 
 @pytest.mark.parametrize("changed", ["input_ids", "labels"])
@@ -547,3 +587,278 @@ def test_a_loop_of_any_length_writes_down_no_more_rates_than_a_trace_holds(
     verdict = judged(tmp_path, {}, {"count": 2})
     assert len(tracefile.read(tmp_path / "a" / "trace.safetensors").rates) == 3
     assert not any("took" in note for note in verdict.notes)
+
+
+@dataclasses.dataclass
+class Node:
+    x: Tensor
+    children: list[Node] = dataclasses.field(default_factory=list)
+    parent: Node | None = None
+
+
+class ReadsNode(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(6, 3)
+
+    def forward(self, node: Node) -> Tensor:
+        return self.inner(node.x + node.children[0].x)  # type: ignore[no-any-return]
+
+
+def test_a_model_may_be_given_what_holds_itself(tmp_path: Path) -> None:
+    def body(model: nn.Module, optimizer: Any, step: int) -> None:
+        root = Node(numbers(step, 8, 6), [Node(numbers(100 + step, 8, 6))])
+        root.parent, root.children[0].parent = root, root
+        model(root).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    verdict = judged(tmp_path, {"make": ReadsNode, "body": body}, {"make": ReadsNode, "body": body})
+    assert verdict.same is True
+
+
+class Frozen(nn.Module):
+    """A part that is not trained, under inference mode and writing in place, and one that is."""
+
+    def __init__(self, times: float = 1.0) -> None:
+        super().__init__()
+        self.frozen = nn.Sequential(nn.Linear(6, 6), Times(times), nn.ReLU(inplace=True))
+        self.head = nn.Linear(6, 3)
+        self.frozen.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.inference_mode():
+            y = self.frozen(x)
+        return self.head(y.clone())  # type: ignore[no-any-return]
+
+
+class Times(nn.Module):
+    def __init__(self, times: float) -> None:
+        super().__init__()
+        self.times = times
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.times
+
+
+def test_a_part_under_inference_mode_is_recorded_and_a_fault_in_it_named(tmp_path: Path) -> None:
+    assert judged(tmp_path / "same", {"make": Frozen}, {"make": Frozen}).same is True
+    verdict = judged(tmp_path / "not", {"make": Frozen}, {"make": lambda: Frozen(1.001)})
+    assert named(verdict) == ("forward", "frozen.1", 0)
+
+
+class Mixed(nn.Module):
+    """Is given, and puts out within, tensors that are no block of numbers."""
+
+    def __init__(self, turn: Callable[[Tensor], Tensor], back: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.turn, self.inner, self.back = Apply(turn), nn.Linear(6, 3), Apply(back)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(self.back(self.turn(x)))  # type: ignore[no-any-return]
+
+
+class Apply(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+FORMS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "sparse_coo": (lambda x: x.to_sparse(), lambda x: x.to_dense()),
+    "sparse_csr": (lambda x: x.to_sparse_csr(), lambda x: x.to_dense()),
+    "nested": (
+        lambda x: torch.nested.as_nested_tensor(list(x)),
+        lambda x: torch.nested.to_padded_tensor(x, 0.0),
+    ),
+    "nested jagged": (
+        lambda x: torch.nested.as_nested_tensor(list(x), layout=torch.jagged),
+        lambda x: torch.nested.to_padded_tensor(x, 0.0),
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested")
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("given", [False, True])
+def test_sparse_and_nested_tensors_are_passed_over_and_that_is_said(
+    form: str, given: bool, tmp_path: Path
+) -> None:
+    turn, back = FORMS[form]
+
+    def body(model: nn.Module, optimizer: Any, step: int) -> None:
+        x = numbers(step, 8, 6)
+        model(turn(x) if given else x).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    one = {"make": lambda: Mixed((lambda x: x) if given else turn, back), "body": body}
+    verdict = judged(tmp_path, one, one)
+    assert verdict.same is True
+    (said,) = [note for note in verdict.notes if note.startswith("b did not record: ")]
+    assert f"{form.split(maxsplit=1)[0]} tensors that turn takes or gives" in said
+    assert said.count("takes or gives") == 2 + given  # each once, whatever the steps
+
+
+def grouped(count: int) -> Callable[[Any], Any]:
+    def make(model: Any) -> Any:
+        weights = list(model.parameters())
+        groups = [{"params": weights}] if count == 1 else [{"params": weights[:2]}, {"params": weights[2:]}]
+        return torch.optim.AdamW(groups, lr=1e-2)
+
+    return make
+
+
+def test_learning_rates_that_are_not_compared_are_said_not_to_be(tmp_path: Path) -> None:
+    notes = judged(tmp_path, {"optimizer": grouped(1)}, {"optimizer": grouped(2)}).notes
+    assert "The learning rates were not compared: 2 groups of parameters against 1 at step 0." in notes
+    path = tmp_path / "b" / "trace.safetensors"
+    found = tracefile.read(path)
+    found.rates = []
+    path.write_bytes(tracefile.write(found))
+    notes = compare([tmp_path / "a", tmp_path / "b"])[0].notes
+    assert "The learning rates were not compared: b wrote none down." in notes
+    assert not any("not compared" in note for note in compare([tmp_path / "a"] * 2)[0].notes)
+
+
+def test_exact_data_is_not_made_wider_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = set()
+
+    def watched(values: Tensor, **options: Any) -> Any:
+        kinds.add(values.dtype)
+        return array(values, **options)
+
+    monkeypatch.setattr("ambidex.compare.recorder.array", watched)
+
+    def body(model: nn.Module, optimizer: Any, step: int) -> None:
+        model(numbers(step, 8, 6), cu=torch.ones(8, dtype=torch.bool)).square().mean().backward()
+        optimizer.step()
+
+    traced(tmp_path, Packed, body)
+    assert torch.bool in kinds
+    assert torch.float64 not in kinds
+
+
+class Weighs(torch.optim.SGD):
+    """Asks, while it works, how much numpy holds."""
+
+    held = 0
+
+    def step(self, closure: Any = None) -> Any:
+        numpys = tracemalloc.DomainFilter(inclusive=True, domain=np.lib.tracemalloc_domain)
+        found = tracemalloc.take_snapshot().filter_traces([numpys])
+        Weighs.held = max(Weighs.held, sum(one.size for one in found.statistics("filename")))
+        return super().step(closure)
+
+
+def test_of_gradients_no_second_copy_is_kept(tmp_path: Path) -> None:
+    model = nn.Linear(512, 512, bias=False)
+    Weighs.held = 0
+    fingerprint(np.zeros(1))  # makes its table, once
+    optimizer = Weighs(model.parameters(), lr=0.1)
+    tracemalloc.start()
+    try:
+        with ambidex.trace(model, optimizer, tmp_path / "run"):
+            for step in range(2):
+                model(numbers(step, 8, 512)).square().mean().backward()
+                optimizer.step()
+    finally:
+        tracemalloc.stop()
+    assert Weighs.held < 2.5 * model.weight.nbytes  # weights before, and gradients before they are clipped
+
+
+def test_every_switch_of_the_numerics_that_is_on_a_card_is_compared() -> None:
+    known = {key for key, _ in MATTERS}
+    assert {f"numerics.{name}" for name in numerics()} <= known
+
+
+class Fails(torch.optim.AdamW):
+    """Has no memory for one of its steps."""
+
+    def __init__(self, weights: Any, *, early: bool) -> None:
+        super().__init__(weights, lr=1e-2)
+        self.left, self.early = 2, early  # the first is well, the second is not
+
+    def step(self, closure: Any = None) -> Any:
+        self.left -= 1
+        if not self.left and self.early:
+            raise RuntimeError("out of memory")
+        found = None if closure is None else closure()
+        if not self.left:
+            raise RuntimeError("out of memory")
+        return super().step(None) or found
+
+
+@pytest.mark.parametrize("early", [False, True])
+@pytest.mark.parametrize("closes", [False, True])
+def test_a_step_that_raises_is_left_out_and_the_loop_recorded_as_it_goes_on(
+    closes: bool, early: bool, tmp_path: Path
+) -> None:
+    def body(model: nn.Module, optimizer: Any, step: int) -> None:
+        for seed in (50 + step, step):  # the batch that is too large, and the one that is not
+            if seed == step or (step == 1 and isinstance(optimizer, Fails)):
+                try:
+                    once(model, optimizer, seed)
+                except RuntimeError:
+                    optimizer.zero_grad()
+
+    def once(model: nn.Module, optimizer: Any, seed: int) -> None:
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            loss: Tensor = model(numbers(seed, 8, 6)).square().mean()
+            loss.backward()
+            return loss
+
+        if not closes:
+            closure()
+        optimizer.step(closure if closes else None)
+
+    verdict = judged(
+        tmp_path,
+        {"body": body},
+        {"body": body, "optimizer": lambda model: Fails(model.parameters(), early=early)},
+    )
+    assert verdict.same is True, verdict.first
+    assert verdict.worst is not None
+    assert verdict.worst.ratio == 0
+    found = [tracefile.read(tmp_path / one / "trace.safetensors") for one in "ab"]
+    keys = [next(iter(one.legs.values())).keys for one in found]
+    assert keys[0] == keys[1]
+    assert len(found[0].rates) == len(found[1].rates) == 5
+    assert "b did not record: an attempt at step 1, in which optimizer.step() raised." in verdict.notes
+
+
+def with_masters(model: nn.Module, optimizer: Any, step: int) -> None:
+    """Weights in bf16 whose copies in fp32 are what is trained, all of them or some."""
+    weights = list(model.parameters())
+    masters = optimizer.param_groups[0]["params"]
+    model(numbers(step, 8, 6).bfloat16()).square().mean().backward()
+    for weight, master in zip(weights, masters):
+        if weight is not master:
+            master.grad = weight.grad.float()
+    optimizer.step()
+    for weight, master in zip(weights, masters):
+        weight.data.copy_(master.data)
+        weight.grad = None
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_an_optimizer_of_copies_in_fp32_is_recorded_as_far_as_it_goes_and_that_is_said(
+    count: int, tmp_path: Path
+) -> None:
+    def masters(model: nn.Module) -> Any:
+        weights = [
+            nn.Parameter(one.detach().float()) if number < count else one
+            for number, one in enumerate(model.parameters())
+        ]
+        return torch.optim.AdamW(weights, lr=1e-2)
+
+    one = {"make": lambda: perceptron().bfloat16(), "body": with_masters, "optimizer": masters}
+    verdict = judged(tmp_path, one, one)
+    assert verdict.same is True, (verdict.first, verdict.problems)
+    (note,) = [note for note in verdict.notes if note.startswith("b did not record: ")]
+    assert f"parameters that are not the model's ({count} of them)" in note

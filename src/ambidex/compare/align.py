@@ -36,6 +36,7 @@ class View:
     candidate: Table
     rows: list[tuple[int, int]]  # of each key in the two tables
     unmatched: int  # rows that only one of the two has
+    unlike: tuple[str, ...] = ()  # data of another size in all since the batch was cut up otherwise
 
     @property
     def limit(self) -> float:
@@ -70,8 +71,11 @@ class View:
         return found
 
 
-def view(leg: Leg, reference: Table, candidate: Table, cut: Collection[str] = ()) -> View:
-    """``cut``: tensors, as "KIND NAME", that the two runs took down in other pieces."""
+def view(
+    leg: Leg, reference: Table, candidate: Table, cut: Collection[str] = (), unlike: Collection[str] = ()
+) -> View:
+    """``cut`` and ``unlike``: tensors, as "KIND NAME", that the two runs took down in other pieces."""
+    cut = {*cut, *unlike}
     keys = [k for k in reference.keys if k in candidate.row and f"{k.kind} {k.name}" not in cut]
     rows = [(reference.row[key], candidate.row[key]) for key in keys]
     mine, theirs = [a for a, _ in rows], [b for _, b in rows]
@@ -87,8 +91,10 @@ def view(leg: Leg, reference: Table, candidate: Table, cut: Collection[str] = ()
     )  # NaN stays
     judged = (floor <= TOO_HIGH) & np.array([_is_judged(leg, key) for key in keys], dtype=bool)
     ratio = np.where(judged, error / np.fmax(floor, LEAST), 0.0)
-    unmatched = len(reference.keys) + len(candidate.keys) - 2 * len(keys)
-    return View(leg, keys, error, floor, ratio, reference, candidate, rows, unmatched)
+    apart = tuple(one for one in unlike if any(f"{k.kind} {k.name}" == one for k in reference.keys))
+    said = sum(f"{k.kind} {k.name}" in apart for k in (*reference.keys, *candidate.keys))
+    unmatched = len(reference.keys) + len(candidate.keys) - 2 * len(keys) - said
+    return View(leg, keys, error, floor, ratio, reference, candidate, rows, unmatched, apart)
 
 
 def _floor(keys: list[Key], reference: Floats, candidate: Floats) -> Floats:
@@ -140,18 +146,32 @@ def _cut(mine: Mapping[str, list[int]], theirs: Mapping[str, list[int]]) -> set[
 
 def _by_each_piece(reference: Trace, run: Trace) -> set[str]:
     """Tensors that every micro-batch makes anew whatever its size, such as embedded positions: as often as there are some."""
+    return {
+        name for name in _by_micro_batches(reference, run) if _piece(reference, name) == _piece(run, name)
+    }
+
+
+def _unlike(reference: Trace, run: Trace) -> list[str]:
+    """Data that is neither rows of the batch nor the same for each micro-batch, such as the borders of packed sequences,
+    one more than there are sequences: of another size in all, so that nothing can be laid side by side."""
+    return sorted(
+        name
+        for name in _by_micro_batches(reference, run)
+        if name.startswith("tokens ")
+        and math.prod(reference.shapes[name]) != math.prod(run.shapes[name])
+        and _piece(reference, name) != _piece(run, name)
+    )
+
+
+def _by_micro_batches(reference: Trace, run: Trace) -> set[str]:
+    """Tensors of other counts of pieces in two runs that cut the same batch into other micro-batches."""
     mine, theirs = reference.pieces, run.pieces
     both = mine.keys() & theirs.keys() & reference.shapes.keys() & run.shapes.keys()
-    if not any(
-        name.startswith("tokens ")
-        and mine[name] != theirs[name]
-        and reference.shapes[name] == run.shapes[name]
-        for name in both
-    ):
-        return set()  # then it is not by micro-batches that they differ
-    return {
-        name for name in both if mine[name] != theirs[name] and _piece(reference, name) == _piece(run, name)
-    }
+    others = {name for name in both if mine[name] != theirs[name]}
+    # Outputs too: of a model that is given all by keyword only what is exact is recorded.
+    rows = (name for name in others if name.startswith(("tokens ", "output ")))
+    same_batch = any(reference.shapes[name] == run.shapes[name] for name in rows)
+    return others if same_batch else set()  # else it is not by micro-batches that they differ
 
 
 def _piece(trace: Trace, name: str) -> tuple[float, ...]:
@@ -163,6 +183,7 @@ def views(reference: Trace, run: Trace) -> list[View]:
     """Every leg that the two have in common and that started from the same numbers."""
     same_origin = run.origin in (reference.identity, reference.origin)
     cut = _cut(reference.shapes, run.shapes) | _by_each_piece(reference, run)
+    unlike = _unlike(reference, run)
     found = []
     for leg, table in run.legs.items():
         if leg.mode == "free":
@@ -172,7 +193,7 @@ def views(reference: Trace, run: Trace) -> list[View]:
         else:
             other = None
         if other is not None:
-            found.append(view(leg, other, table, cut))
+            found.append(view(leg, other, table, cut, unlike))
     return sorted(
         found,
         key=lambda v: (("fed", "state", "free").index(v.leg.mode), v.leg.precision != "fp32", v.leg.start),

@@ -78,7 +78,7 @@ class Noisy(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 check_invariants=False,
                 is_coalesced=value.is_coalesced(),
             )
-        if value.layout != torch.strided:
+        if value.layout != torch.strided or value.is_nested:
             return value
         generator = self._generators.get(value.device)
         if generator is None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
@@ -33,6 +33,7 @@ class Asked(NamedTuple):
     steps: set[int]
     leg: int
     config: dict[str, Any] | None  # as JSON brings it back
+    foreign: int  # parameters that the optimizers have and the model has not, such as copies in fp32
 
 
 def look_at(
@@ -60,7 +61,8 @@ def look_at(
         raise Problems(problems)
     folder = Path(path)  # type: ignore[arg-type]
     _refuse_folder(folder)
-    return Asked(inner, compiled, optimizers, folder, chosen, number, kept)  # type: ignore[arg-type]
+    foreign = len(_foreign(inner, optimizers))
+    return Asked(inner, compiled, optimizers, folder, chosen, number, kept, foreign)  # type: ignore[arg-type]
 
 
 def unwrapped(model: nn.Module) -> tuple[nn.Module, bool]:
@@ -102,12 +104,29 @@ def _about_model(model: nn.Module, optimizers: Sequence[Optimizer]) -> list[Prob
     if strange := [name for name, weight in weights.items() if weight.is_meta]:
         problems.append(Problem("The model has weights without numbers, on torch's meta device.", found=", ".join(strange[:5]),
                                 wanted="weights on a device that computes", fix="model.to_empty(device=...), and fill them"))  # fmt: skip
-    mine = {id(weight) for weight in weights.values()}
-    theirs = [id(weight) for one in optimizers for group in one.param_groups for weight in group["params"]]
-    if optimizers and not mine.intersection(theirs):
+    theirs, foreign = _parameters_of(optimizers), _foreign(model, optimizers)
+    if optimizers and len(foreign) == len(theirs) and not _are_wider(foreign, list(weights.values())):
         problems.append(Problem("The optimizer has none of the model's parameters.", found=f"{len(theirs)} parameters, all of something else",
                                 wanted="the optimizer that trains this model", fix="make the optimizer from this model.parameters(), after the model was moved and wrapped"))  # fmt: skip
     return problems
+
+
+def _parameters_of(optimizers: Sequence[Optimizer]) -> list[Tensor]:
+    return [weight for one in optimizers for group in one.param_groups for weight in group["params"]]
+
+
+def _foreign(model: nn.Module, optimizers: Sequence[Optimizer]) -> list[Tensor]:
+    mine = {id(weight) for weight in model.parameters()}
+    return [weight for weight in _parameters_of(optimizers) if id(weight) not in mine]
+
+
+def _are_wider(foreign: Sequence[Tensor], weights: Sequence[Tensor]) -> bool:
+    """Whether they may be copies of weights in more bits, which some loops train in their stead."""
+    least = min(weight.element_size() for weight in weights)
+    elements = sum(weight.numel() for weight in weights)
+    return any(one.is_floating_point() and one.element_size() > least for one in foreign) and elements >= sum(
+        one.numel() for one in foreign
+    )
 
 
 def _optimizers(given: object, problems: list[Problem]) -> list[Optimizer]:

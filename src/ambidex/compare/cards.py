@@ -37,6 +37,7 @@ MATTERS = (
     ("numerics.cuda_allow_tf32", "products in a lower precision"),
     ("numerics.cudnn_allow_tf32", "products in a lower precision"),
     ("numerics.mkldnn", "another library for products"),
+    ("numerics.fp32_products", "another library multiplies"),
     ("numerics.cpu_capability", "other vector code: sums in another order"),
     ("between_products", "other code between products: sums in another order"),
     ("numerics.deterministic", "sums in an order that may change"),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,7 +74,7 @@ class Sketch:
         self._not_finite = 0
         self._sums = np.zeros(2 * BUCKETS)
 
-    def add(self, values: NDArray[np.floating], start: int, factor: float = 1.0) -> None:
+    def add(self, values: NDArray[Any], start: int, factor: float = 1.0) -> None:
         """Take in ``factor`` times a run of consecutive elements, of which the first is element number ``start``."""
         flat = values.reshape(-1)
         self.elements += flat.size
@@ -113,7 +114,7 @@ class Sketch:
         return Fingerprint(self.elements, self._squares**0.5, mean, self._largest, self._not_finite, sums)
 
 
-def fingerprint(values: NDArray[np.floating]) -> Fingerprint:
+def fingerprint(values: NDArray[Any]) -> Fingerprint:
     """Of a whole tensor."""
     sketch = Sketch()
     sketch.add(values, 0)

@@ -25,9 +25,11 @@ from ambidex.compare.soundness import unsound
 from ambidex.compare.stages import MOMENTS, STAGES, Finding, at_step, finding_of
 from ambidex.compare.tracefile import MOST_RATES, Key
 from ambidex.errors import Problem
+from ambidex.escaping import one_line
 
 Rates = list[list[float]]  # a step each, by group of parameters
 ENOUGH_LEGS = 3
+SAID = 5  # of what a run did not record
 SAME_OWN_RATE = 1e-6  # relative: somebody's own may be kept in fp32
 SAME_RATE = 1e-9  # relative: rates are computed in fp64 on the host by the same formula
 
@@ -56,6 +58,7 @@ def judge(reference: Folder, run: Folder) -> Verdict:
     verdict = Verdict(reference, run, cards.kind(reference.card, run.card), None)
     verdict.cards = cards.differences(reference.card, run.card)
     verdict.notes = [*_unfinished(reference), *_unfinished(run), *_turned_round(reference, run)]
+    verdict.notes += [*_not_recorded(reference), *_not_recorded(run)]
     verdict.problems = cards.why_not(reference.card, run.card)
     if verdict.problems:
         return verdict
@@ -73,6 +76,7 @@ def judge(reference: Folder, run: Folder) -> Verdict:
     verdict.first = verdict.first or _not_finite(reference.rows, run.rows)
     verdict.notes += [
         *_without_rates(reference, run),
+        *_without_own_rates(reference, run),
         *_of_other_length(reference, run),
         *_few_legs(reference),
     ]
@@ -252,6 +256,19 @@ def _without_rates(reference: Folder, run: Folder) -> list[str]:
     ]
 
 
+def _without_own_rates(reference: Folder, run: Folder) -> list[str]:
+    """Of two loops of somebody's own."""
+    if reference.trace is None or run.trace is None or "data" in reference.card or "data" in run.card:
+        return []
+    mine, theirs = reference.trace.rates, run.trace.rates
+    why = [f"{one.name} wrote none down" for one, rates in ((reference, mine), (run, theirs)) if not rates]
+    for step, (before, after) in enumerate(zip(mine, theirs)):
+        if not why and len(before) != len(after):
+            groups = f"{len(after)} group{'s' * (len(after) != 1)} of parameters against {len(before)}"
+            why = [f"{groups} at step {step}"]
+    return [f"The learning rates were not compared: {' and '.join(why)}."] if why else []
+
+
 def _of_other_length(reference: Folder, run: Folder) -> list[str]:
     """Of two loops of somebody's own, whose number of steps is on no card."""
     both = (reference, run)
@@ -297,6 +314,14 @@ def _unfinished(one: Folder) -> list[str]:
     if not one.rows or not isinstance(asked, int) or one.rows[-1].step >= asked:
         return []
     return [f"{one.name} has {one.rows[-1].step} of its {asked} steps; nothing is said of the others."]
+
+
+def _not_recorded(one: Folder) -> list[str]:
+    """What ``ambidex.trace`` met and could not take down, by the card, which may come from anywhere."""
+    found = one.card.get("not_recorded")
+    said = [one_line(words) for words in found if isinstance(words, str)] if isinstance(found, list) else []
+    more = f"; and {len(said) - SAID} more" if len(said) > SAID else ""
+    return [f"{one.name} did not record: {'; '.join(said[:SAID])}{more}."] if said else []
 
 
 def _turned_round(reference: Folder, run: Folder) -> list[str]:
@@ -363,11 +388,12 @@ def _where_losses_part(shared: Sequence[tuple[Row, Row]]) -> str:
     if not shared:
         return "no step that both runs have"
     for mine, theirs in shared:
-        if mine.loss != theirs.loss or mine.norm != theirs.norm:
+        if not _equal(mine, theirs):
             last_mine, last_theirs = shared[-1]
             apart = abs(last_theirs.loss - last_mine.loss) / abs(last_mine.loss or 1)
+            far = f", {apart:.2g} apart" if math.isfinite(apart) else ""
             return (f"the numbers part at step {mine.step}; at step {last_mine.step} the losses are "
-                    f"{last_mine.loss:.6f} and {last_theirs.loss:.6f}, {apart:.2g} apart")  # fmt: skip
+                    f"{last_mine.loss:.6f} and {last_theirs.loss:.6f}{far}")  # fmt: skip
     return f"equal in every digit over the {len(shared)} steps that both have, but one run has more"
 
 
@@ -408,6 +434,11 @@ def _not_judged(view: View) -> list[dict[str, Any]]:
             why = "no floor was measured in either run"
         high.append({"mode": mode, "step": unmeasured[0], "tensor": f"all of step{'s' * (len(unmeasured) > 1)} {', '.join(map(str, unmeasured))}",
                      "why": why})  # fmt: skip
+    high += [
+        {"mode": mode, "step": view.leg.start, "tensor": one.replace(" ", " of ", 1),
+         "why": "the batch was cut into other micro-batches, and all of it together is of another size then"}
+        for one in view.unlike
+    ]  # fmt: skip
     if view.unmatched and mode != "fed":
         high.append(
             {

@@ -10,7 +10,7 @@ it. What a module puts out second, in a tuple or when it is called again in one 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ambidex import products
-from ambidex.compare.fingerprint import Sketch, fingerprint
+from ambidex.compare.fingerprint import Fingerprint, Sketch, fingerprint
 from ambidex.compare.tracefile import AGAIN, Key, Record
 from ambidex.parallel.group import Group
 
@@ -66,6 +66,7 @@ class Recorder:
         self._projections = {
             id(m.weight): name for name, m in model.named_modules() if isinstance(m, nn.Linear)
         }
+        self.not_recorded: dict[str, None] = {}  # in words, each once
         self._hooks: list[RemovableHandle] = []
 
     def begin(self, step: int, inputs: Array | None = None, targets: Array | None = None) -> None:
@@ -79,10 +80,11 @@ class Recorder:
         self._before = {name: array(weight, copy=True) for name, weight in self._weights()}
         if step == 0:
             for name, weight in self.model.named_parameters():  # those too that are not trained
-                self._whole("weight", name, array(weight))
+                if Key(0, "weight", name) not in self.record:  # it is there where the step is begun anew
+                    self._whole("weight", name, array(weight))
         for kind, tokens in (("tokens", inputs), ("targets", targets)):
             if tokens is not None:
-                self._whole(kind, "batch", tokens.astype(np.float64))
+                self._whole(kind, "batch", tokens)
         self._attach()
 
     def gradients(
@@ -118,8 +120,8 @@ class Recorder:
             elif weight.grad is not None:
                 self._whole("gradient", name, array(weight.grad) * (1.0 / self.loss_scale()))
 
-    def stepped(self, norm: float | None, given: Mapping[str, Array] | None = None) -> None:
-        """Call after the optimizer's step, while the gradients are still there, or with them as it was ``given`` them."""
+    def stepped(self, norm: float | None, given: Mapping[str, Fingerprint] | None = None) -> None:
+        """Call after the optimizer's step, while the gradients are still there, or with what they were when it was ``given`` them."""
         if not self.recording:
             return
         if norm is not None:
@@ -127,7 +129,8 @@ class Recorder:
         moments = {name: array(moment) for name, moment in self.moments().items()}
         for name, weight in self._weights():
             if given is not None and name in given:
-                self._whole("clipped", name, given[name])
+                self.record[Key(self._step, "clipped", name)] = given[name]
+                self.shapes[f"clipped {name}"] = list(array(weight).shape)
             elif given is None and weight.grad is not None:
                 self._whole("clipped", name, array(weight.grad))
         for name, moment in moments.items():
@@ -147,6 +150,18 @@ class Recorder:
         """Nothing more comes: a step that was begun and not finished is dropped."""
         self._detach()
         self.recording = False
+
+    def take_back(self) -> None:
+        """Drop what there is of the present step, which is to be begun anew."""
+        self._detach()
+        for key in [key for key in self.record if key.step == self._step]:
+            if self._step or key.kind != "weight":
+                del self.record[key]
+
+    def enter_late(self, module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        """For a step that is begun anew as its first forward comes in, too late for the hook that was attached."""
+        if self._hooks:
+            self._enter(module, arguments, named)
 
     def _split_update(self, name: str, update: Array, second: Array) -> None:
         """Where the second moment is next to nothing AdamW moves by sign alone, which rounding can turn over.
@@ -190,9 +205,9 @@ class Recorder:
     def maker_of(self, values: Tensor) -> str | None:
         """The module that put out this very tensor, or a view of all of it, in the present forward."""
         made = self._made.get((values.data_ptr(), values.numel()))
-        if (
-            made is None or not values.numel() or made[2] != values._version
-        ):  # written to since: another tensor
+        if made is None or not values.numel() or made[2] != version(values):  # written to since: another
+            return None
+        if values.is_inference():  # nobody counts how often it was written to
             return None
         return made[0]
 
@@ -235,9 +250,8 @@ class Recorder:
         self._handed.clear()
         self._calls.clear()
         for name, tokens in _given("model", arguments, named):
-            start = self._place("tokens", name, tokens)
-            exact = tokens.is_floating_point() or tokens.is_complex()
-            self.account("tokens", name, tokens if exact else tokens.double(), start)
+            if self._can_record(name, tokens):
+                self.account("tokens", name, tokens, self._place("tokens", name, tokens))
 
     def _enters(self, name: str) -> Callable[..., Any]:
         def hook(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
@@ -251,7 +265,7 @@ class Recorder:
 
     def _read(self, name: str, values: Any, *, changes: bool) -> Any:
         """The same tensor, or a view of it, whose gradient is this reader's part alone: others may read it too."""
-        if not isinstance(values, Tensor) or not is_inexact(values):
+        if not isinstance(values, Tensor) or not is_inexact(values) or not self._can_record(name, values):
             return values
         if self.maker_of(values) is None:  # the sum of two branches, or a function's result
             self._see("input", self._numbered("input", name), values)
@@ -274,9 +288,11 @@ class Recorder:
             if self._looks_away():
                 return
             for source in floating((arguments, named)):
-                self._came_in(name, source)
+                if self._can_record(name, source):
+                    self._came_in(name, source)
             for values in floating(output):
-                self._came_out(name, values)
+                if self._can_record(name, values):
+                    self._came_out(name, values)
 
         return hook
 
@@ -300,6 +316,19 @@ class Recorder:
             or in_transform()
             or not (self._entered or torch.is_grad_enabled())
         )  # or between two steps, by modules of a model that is not called itself
+
+    def _can_record(self, name: str, values: Tensor) -> bool:
+        """Whether a tensor lies in memory as one block of its shape's numbers; what does not is said."""
+        if values.is_nested:
+            form = "nested"
+        elif values.layout != torch.strided:
+            form = str(values.layout).removeprefix("torch.").removeprefix("_")
+        elif values.is_quantized:
+            form = "quantized"
+        else:
+            return True
+        self.not_recorded[f"{form} tensors that {name} takes or gives"] = None
+        return False
 
     def _came_in(self, name: str, values: Tensor) -> None:
         maker = self.maker_of(values)
@@ -358,19 +387,26 @@ def floating(values: Any) -> Iterator[Tensor]:
     return (one for _, one in tensors_in("", values) if is_inexact(one))
 
 
-def tensors_in(name: str, values: Any) -> Iterator[tuple[str, Tensor]]:
-    """All tensors, with the key by which each is known, in a dictionary for one."""
+def tensors_in(name: str, values: Any, within: frozenset[int] = frozenset()) -> Iterator[tuple[str, Tensor]]:
+    """All tensors, with the key by which each is known, in a dictionary for one. ``within``: the ids of what holds
+    ``values``, since a node may hold the one that it is held by."""
     if isinstance(values, Tensor):
         yield name, values
-    elif isinstance(values, Mapping):
-        for key, one in values.items():
-            yield from tensors_in(f"{name}.{key}"[:LONGEST_KEY], one)
+        return
+    inside: Iterable[tuple[str, Any]]
+    if isinstance(values, Mapping):
+        inside = ((f"{name}.{key}"[:LONGEST_KEY], one) for key, one in values.items())
     elif isinstance(values, (tuple, list)):
-        for one in values:
-            yield from tensors_in(name, one)
+        inside = ((name, one) for one in values)
     elif is_dataclass(values) and not isinstance(values, type):
-        for field in fields(values):
-            yield from tensors_in(f"{name}.{field.name}"[:LONGEST_KEY], getattr(values, field.name, None))
+        inside = (
+            (f"{name}.{one.name}"[:LONGEST_KEY], getattr(values, one.name, None)) for one in fields(values)
+        )
+    else:
+        return
+    if id(values) not in within:
+        for key, one in inside:
+            yield from tensors_in(key, one, within | {id(values)})
 
 
 def is_inexact(values: Tensor) -> bool:
