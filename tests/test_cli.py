@@ -1,3 +1,4 @@
+import json
 import os
 import shlex
 import subprocess
@@ -160,3 +161,16 @@ def test_a_run_is_found_by_the_name_that_top_shows(tmp_path, monkeypatch, capsys
     (tmp_path / "runs" / "nano-001" / "card.json").write_text("{}")
     assert cli.main(["sample", "nano-001"]) == 3
     assert f"did you mean {Path('runs', 'nano-001')}?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", ["explain {} --json", "explain --json {}", "--json explain {}"])
+def test_explain_takes_its_file_before_and_behind_flags(tmp_path, capsys, words):
+    (tmp_path / "log.txt").write_text("Cannot re-initialize CUDA in forked subprocess")
+    assert cli.main(["doctor", *words.format(tmp_path / "log.txt").split()]) == 0
+    assert json.loads(capsys.readouterr().out)["cause"]["id"] == "forked"
+
+
+@pytest.mark.parametrize("flag", ["--strict", "--report", "--no-probe", "--device=cuda"])
+def test_explain_refuses_what_it_would_not_heed(tmp_path, capsys, flag):
+    assert cli.main(["doctor", "explain", str(tmp_path / "log.txt"), flag]) == 2
+    assert "would change nothing in its answer" in capsys.readouterr().err

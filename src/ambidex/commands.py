@@ -17,7 +17,8 @@ def doctor(arguments: list[str]) -> int:
 
     parser = Parser(prog="ambidex doctor", description=COMMANDS["doctor"], allow_abbrev=False)
     room.add_arguments(parser)
-    options, unknown = parser.parse_known_args(arguments)
+    # Intermixed, or the file of `doctor explain --json FILE` would be one word too many.
+    options, unknown = parser.parse_known_intermixed_args(arguments)
     flags = [flag for action in parser._actions for flag in action.option_strings]
     return room.run(options, [_unknown(word, flags) for word in unknown])
 

@@ -82,6 +82,7 @@ PRINTED = {
     "nvrtc: error: invalid value for --gpu-architecture (-arch)": "nvrtc_arch",
     "Found NVIDIA GeForce GTX 1080 which is too old to be supported by the triton GPU compiler": "triton_gpu",
     "RuntimeError: FlashAttention only supports Ampere GPUs or newer.": "flash_gpu",
+    "ValueError: Your setup doesn't support bf16/gpu.": "no_bf16_gpu",
     "ValueError: Bfloat16 is only supported on GPUs with compute capability of at least 8.0.": "bf16_gpu",
     "RuntimeError: Cannot re-initialize CUDA in forked subprocess.": "forked",
     "RuntimeError: DataLoader worker (pid 123) is killed by signal: Bus error.": "shared_memory",

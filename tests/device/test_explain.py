@@ -406,7 +406,7 @@ def test_a_sentence_that_a_terminal_broke_is_known_wherever_it_broke(sentence: s
 def test_an_explanation_comes_as_json_too() -> None:
     data = json.loads(explain(WARNING).json())
     assert (data["schema"], data["exit_code"], data["cause"]["id"]) == (1, 0, "not_compatible")
-    assert any("cu128" in fix for fix in data["fixes"])
+    assert any("cu128" in fix["why"] for fix in data["fixes"])
 
 
 def test_the_torch_that_is_installed_is_read_and_not_the_one_that_xformers_was_built_for() -> None:
@@ -451,3 +451,37 @@ def test_words_that_only_resemble_an_error_or_a_gpu_are_none(text: str) -> None:
 def test_a_gpu_for_which_no_build_has_code_is_sent_to_the_cpu() -> None:
     found = explain(by_list("NVIDIA GeForce GT 710", "sm_35", "sm_50 sm_60 sm_70"))
     assert found.fix == ("train on the CPU: --device cpu",)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    "unit", ["torch==", "torch-", "cutlass", "fmha_", "kernel `cutlass", "sm_90 ", "[", "> ", "\\u001b[1m"]
+)
+def test_a_long_text_of_one_word_takes_no_time_to_speak_of(unit: str) -> None:
+    explain(unit * (200_000 // len(unit)))
+
+
+@pytest.mark.timeout(20)
+def test_of_a_thousand_gpus_a_few_are_judged() -> None:
+    warning = "Found GPU0 Card {} which is of cuda capability 5.0. PyTorch no longer supports this GPU because it is too old.\n"
+    explain("".join(warning.format(n) for n in range(2000)))
+
+
+def test_a_gpu_that_lacks_bf16_is_told_from_torch_that_sees_none() -> None:
+    said = "ValueError: Your setup doesn't support bf16/gpu."
+    assert explain(f"{said} You need torch>=1.10, using Ampere GPU with cuda>=11.0").cause == "bf16_gpu"
+    assert explain(f"{said}\ntorch 2.9.0+cpu").cause == "no_bf16_gpu"
+
+
+def test_an_explanation_in_json_has_fixes_of_the_doctors_shape() -> None:
+    (fix, *_) = json.loads(explain("RuntimeError: Cannot re-initialize CUDA in forked subprocess").json())[
+        "fixes"
+    ]
+    assert set(fix) == {"commands", "installs", "requires", "why"}
+    assert "spawn" in fix["why"]
+
+
+def test_a_version_at_the_end_of_a_sentence_is_read() -> None:
+    assert any(
+        "2.5.1+cu121" in part for part in explain("no kernel image is available. I have 2.5.1+cu121.").seen
+    )

@@ -12,7 +12,19 @@ from ambidex.device.paths import typed
 from ambidex.errors import Exit, Problem, Problems, did_you_mean
 
 _HALF_BYTES = 32 << 20
-_OF_A_MACHINE = ("python_env", "torch", "gpu", "driver", "python", "os", "machine")
+_OF_A_MACHINE = (
+    "python_env",
+    "torch",
+    "gpu",
+    "driver",
+    "python",
+    "os",
+    "machine",
+    "report",
+    "strict",
+    "no_probe",
+    "device",
+)
 _EXIT_CODES = (
     "exit codes: 0 usable as asked; 2 usage; 10 no GPU or a CPU build, the CPU works (0 without --strict); "
     "20 this build has no code for the GPU; 21 driver too old; 22 the container got no GPU; 23 hidden by the "
@@ -93,7 +105,7 @@ def _at_odds(arguments: argparse.Namespace) -> list[Problem]:
         found.append(
             Problem(f"{words!r} is not understood.", wanted="explain, or flags alone", fix=near or quoted)
         )
-    given = [name for name in _OF_A_MACHINE if getattr(arguments, name) is not None]
+    given = [name for name in _OF_A_MACHINE if getattr(arguments, name) not in (None, False, "auto")]
     if arguments.action == "explain" and given:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         what = f"explain reads a text alone, and {flags} would change nothing in its answer."

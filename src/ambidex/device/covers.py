@@ -238,6 +238,13 @@ def _of_an_unknown_cuda(driver: Driver, build: Build | None, os: str) -> bool:
     return speaks is not None and speaks[0] < cuda[0] and not builds.newer_driver_than_table(driver, os)
 
 
+_FOR_PEOPLE = re.compile(r"geforce|rtx|gtx|quadro|titan", re.IGNORECASE)
+_DATACENTRE = re.compile(
+    r"\btesla\b|\b(?:[ABHLV]\d{1,3}S?|GH\d{3}|GB\d{3}|P(?:4|6|40|100)|T4G?|K80|M(?:4|6|10|40|60))\b",
+    re.IGNORECASE,
+)
+
+
 def _is_forward(driver: Driver, build: Build | None, gpu: Gpu, os: str) -> bool:
     """Whether forward compatibility is in force: a library of a newer CUDA (cuda-compat, as NVIDIA's own images have it)
     speaks for an older driver. NVIDIA allows it on datacentre GPUs alone; elsewhere it ends in error 804.
@@ -246,8 +253,9 @@ def _is_forward(driver: Driver, build: Build | None, gpu: Gpu, os: str) -> bool:
     cuda = pair(builds.cuda_of(build)) if build else None
     if driver.cuda is None or by_table is None or cuda is None or by_table[0] >= cuda[0]:
         return False
-    for_people = re.search(r"geforce|rtx|gtx|quadro|titan", gpu.name, re.IGNORECASE)
-    return driver.cuda[0] >= cuda[0] and not for_people
+    return (
+        driver.cuda[0] >= cuda[0] and bool(_DATACENTRE.search(gpu.name)) and not _FOR_PEOPLE.search(gpu.name)
+    )
 
 
 def sm(cc: Capability) -> str:

@@ -234,7 +234,9 @@ def records(torch: Path) -> tuple[Path, ...]:
     except (OSError, ValueError):
         return ()
     names = ((info, info.name.removeprefix("torch-").removesuffix(".dist-info")) for info in found)
-    return tuple(info for info, name in names if re.search(rf"['\"]{re.escape(name)}['\"]", version))
+    return tuple(
+        info for info, name in names if re.search(rf"['\"]{re.escape(name)}(?:\+[\w.]+)?['\"]", version)
+    )
 
 
 def _installer_file(torch: Path | None) -> str:

@@ -80,7 +80,7 @@ _VERSION = re.compile(
 _HAVE = re.compile(r"PyTorch \S{1,40} with CUDA \S{1,9} \(you have (?P<version>\d+\.\d+[\w.+]{0,30})\)")
 # What `print(torch.__version__)` leaves: no word of torch before it. torchvision's begins with a 0.
 _BARE_VERSION = re.compile(
-    r"(?<![\w.+-])(?P<version>[12]\.\d{1,2}\.\d(?:\.dev\d{8})?\+(?:cu\d{3}|cpu|rocm[\d.]+))(?![\w.])"
+    r"(?<![\w.+-])(?P<version>[12]\.\d{1,2}\.\d(?:\.dev\d{8})?\+(?:cu\d{3}|cpu|rocm\d(?:\.\d)?))(?!\w|\.\w)"
 )
 _DRIVER = re.compile(r"Driver Version:\s*(?P<version>\d{3}\.\d{2,3}(?:\.\d{2})?)", re.IGNORECASE)
 # What programs put before each line of a log: who speaks, when, how loud.
@@ -103,6 +103,7 @@ _PREFIX = re.compile(
     r"|[>|](?=\s)"
     r")"
 )
+MOST_GPUS = 16  # that one text may tell of; each is judged
 _WINDOWS = re.compile(r"[A-Za-z]:\\|\.dll\b|\bWindows\b|\bwin_amd64\b")
 
 
@@ -133,7 +134,7 @@ class Explained:
             "exit_code": self.exit_code,
             "cause": {"id": self.cause, "text": self.text},
             "why": self.why,
-            "fixes": list(self.fix),
+            "fixes": [{"commands": [], "installs": [], "requires": {}, "why": line} for line in self.fix],
             "read": list(self.seen),
             "wheel": list(self.betrays),
             "also": list(self.also),
@@ -354,7 +355,7 @@ def _gpus(lines: str, running: str) -> list[Gpu | None]:
             )
         )
     if warned:
-        return list(dict.fromkeys(warned))
+        return list(dict.fromkeys(warned))[:MOST_GPUS]
     named, cc = _NAMED.search(running), _CC.search(running)
     pair = _pair(cc) if cc else None
     if named:

@@ -55,8 +55,8 @@ KNOWN: tuple[Fingerprint, ...] = (
         r"(?:No matching distribution found for|Could not find a version that satisfies the requirement) "
         r"torch(?![\w-])"
         r"[^\s()]*"
-        r"|there (?:is|are) no (?:version of|wheels for) torch(?![\w-])[^\s()]*|torch==\S+ has no wheels with a matching"
-        r"|Distribution `torch==[^`\n]*` can't be installed|\btorch-[\w.+%-]+\.whl is not a supported wheel"
+        r"|there (?:is|are) no (?:version of|wheels for) torch(?![\w-])[^\s()]*|torch==\S{1,80} has no wheels with a matching"
+        r"|Distribution `torch==[^`\n]*` can't be installed|\btorch-[\w.+%-]{1,120}\.whl is not a supported wheel"
         r"|Unable to find installation candidates for torch(?![\w-])",
         "The index asked has no such torch for this Python, system and machine.",
         "see which exist with `ambidex variants`; `ambidex doctor` prints the newest that fits this Python",
@@ -190,7 +190,7 @@ KNOWN: tuple[Fingerprint, ...] = (
     ),
     Fingerprint(
         "fmha_arch",
-        r"kernel `?(fmha_\w+?|\w*cutlass\w*)`? is for (sm\d+(?:-sm\d+)?),? but was built for (sm\d+)",
+        r"kernel `?(fmha_\w{1,80}?|\w{0,80}cutlass\w{0,80})`? is for (sm\d+(?:-sm\d+)?),? but was built for (sm\d+)",
         "An attention kernel was compiled from PTX of {2}, which lacks what it needs ({1}): PTX that old "
         "runs, but not all "
         "of it works.",

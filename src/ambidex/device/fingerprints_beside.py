@@ -131,9 +131,15 @@ AFTER: tuple[Fingerprint, ...] = (
     ),
     Fingerprint(
         "bf16_gpu",
-        r"bfloat16 is only supported on GPUs with compute capability|Your setup doesn't support bf16/gpu",
+        r"bfloat16 is only supported on GPUs with compute capability|Your setup doesn't support bf16/gpu\.[^\n]{0,60}Ampere",
         "This GPU is older than 8.0 (Ampere) and does not compute in bf16.",
         "use fp16 or fp32 there (--precision fp16)",
+    ),
+    Fingerprint(
+        "no_bf16_gpu",  # of transformers, which says the same where torch sees no GPU at all
+        r"Your setup doesn't support bf16/gpu",
+        "torch sees no GPU that computes in bf16: it is a CPU build, or the driver is too old for it, or the GPU is older than 8.0 (Ampere).",
+        "`ambidex doctor` says which",
     ),
     Fingerprint(
         "forked",

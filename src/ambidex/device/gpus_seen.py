@@ -25,9 +25,15 @@ _FIELDS = "index,uuid,name,compute_cap,driver_version,memory.total"
 _OLD_FIELDS = "index,uuid,name,driver_version,memory.total"  # old drivers reject compute_cap
 
 
-# PCI device ids below those of the first Maxwell (GM107, 0x1340) and the first Turing (TU102, 0x1e02), and the last branch
-# of the driver that drives such a GPU; `builds.json` has its evidence.
-_LAST_DRIVERS = ((0x1340, "470"), (0x1E00, "580"))
+# Ranges of PCI device ids, Kepler's and those from the first Maxwell to the last Volta, and the last branch of the driver
+# that drives such a GPU; `builds.json` has its evidence. Of what is older nothing is said.
+_LAST_DRIVERS = (
+    (range(0x0FC0, 0x1000), "470"),
+    (range(0x1001, 0x1040), "470"),
+    (range(0x1180, 0x1200), "470"),
+    (range(0x1280, 0x12C0), "470"),
+    (range(0x1340, 0x1E00), "580"),
+)
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,7 @@ def _last_driver(on_bus: Sequence[str], driver: Driver) -> str:
     """The branch that the GPUs on the bus need, where the driver is of a newer one or not there. NVIDIA numbers its chips by age."""
     numbers_on_bus = [int(device, 16) for device in on_bus if re.fullmatch(r"0x[0-9a-f]{1,4}", device)]
     branch = int((driver.version or "9999").partition(".")[0])
-    ends = [next((last for below, last in _LAST_DRIVERS if number < below), "") for number in numbers_on_bus]
+    ends = [next((last for ids, last in _LAST_DRIVERS if number in ids), "") for number in numbers_on_bus]
     late = [last for last in ends if last and branch > int(last)]
     return max(late, key=int) if late and len(late) == len(on_bus) else ""
 

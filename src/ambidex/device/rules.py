@@ -25,7 +25,7 @@ from ambidex.device.diagnosis import (
 )
 from ambidex.device.fixes import apart, can_start, driver_os, fixes, keep_and_update_driver
 from ambidex.device.machine import Build, Driver, Extension, Gpu, Machine, Tried
-from ambidex.device.variants import cpu_release
+from ambidex.device.variants import cpu_release, rows
 from ambidex.device.version import numbers
 from ambidex.errors import Problems
 
@@ -252,7 +252,10 @@ def _torch_of(fix: Fix) -> tuple[int, ...]:
 def _on_the_cpu(machine: Machine) -> tuple[Fix, ...]:
     version, index, python = cpu_release(machine)
     if not version:
-        why = f"PyPI has no torch for {machine.os} {machine.machine}: there it is built from source."
+        why = (
+            f"PyPI has no torch for {machine.os} {machine.machine}. PyTorch's own index may have one for the CPU: "
+            f"{rows()['cpu']['index']}"
+        )
         return (Fix(why=why),)
     requirement = f"torch=={version}"
     none = "No build of the table has code for the GPU here" if machine.gpus else "No NVIDIA GPU was found"
