@@ -355,7 +355,8 @@ def _gpus(lines: str, running: str) -> list[Gpu | None]:
             )
         )
     if warned:
-        return list(dict.fromkeys(warned))[:MOST_GPUS]
+        found: list[Gpu | None] = [*dict.fromkeys(warned)]
+        return found[:MOST_GPUS]
     named, cc = _NAMED.search(running), _CC.search(running)
     pair = _pair(cc) if cc else None
     if named:
