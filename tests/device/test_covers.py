@@ -213,3 +213,16 @@ def test_a_build_of_a_cuda_newer_than_the_table_needs_a_driver_that_speaks_it(
     if not allowed:
         assert found.cause.text.endswith("needs one that speaks CUDA 14.")
         assert found.fixes
+
+
+@pytest.mark.parametrize(("name", "allowed"), [
+    ("NVIDIA A10G", True), ("NVIDIA A100-SXM4-80GB", True), ("NVIDIA A30X", True), ("Tesla T4", True), ("NVIDIA L40S", True), ("NVIDIA H100 PCIe", True),
+    ("NVIDIA A400", False), ("NVIDIA A500 Laptop GPU", False), ("NVIDIA T1000", False), ("Quadro P2000", False), ("NVIDIA RTX A6000", False),
+    ("", False),
+])  # fmt: skip
+def test_forward_compatibility_is_for_datacentre_gpus_alone(name: str, allowed: bool) -> None:
+    build = Build("2.9.0+cu130", "13.0", archs=(Arch("sm", 8, 0),), source="table")
+    compat = Driver(
+        "535.183.01", (13, 0)
+    )  # of an image with cuda-compat: the library speaks CUDA 13, the driver 12.2
+    assert driver_allows(compat, build, Gpu(name, (8, 0)), "linux") is allowed

@@ -240,7 +240,7 @@ def _of_an_unknown_cuda(driver: Driver, build: Build | None, os: str) -> bool:
 
 _FOR_PEOPLE = re.compile(r"geforce|rtx|gtx|quadro|titan", re.IGNORECASE)
 _DATACENTRE = re.compile(
-    r"\btesla\b|\b(?:[ABHLV]\d{1,3}S?|GH\d{3}|GB\d{3}|P(?:4|6|40|100)|T4G?|K80|M(?:4|6|10|40|60))\b",
+    r"\btesla\b|\b(?:(?!A[45]00\b)[ABHLV]\d{1,3}[GMSX]?|GH\d{3}|GB\d{3}|P(?:4|6|40|100)|T4G?|K80|M(?:4|6|10|40|60))\b",
     re.IGNORECASE,
 )
 
