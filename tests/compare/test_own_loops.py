@@ -20,8 +20,8 @@ from ambidex.compare.cards import MATTERS
 from ambidex.compare.command import compare
 from ambidex.compare.fingerprint import fingerprint
 from ambidex.compare.judge import Verdict
-from ambidex.compare.recorder import array
 from ambidex.compare.report import scope
+from ambidex.compare.tensors import array
 from ambidex.engine import numerics
 from ambidex.errors import Exit, Problems
 
@@ -582,7 +582,7 @@ def test_where_nothing_was_measured_no_step_is_called_late(tmp_path: Path) -> No
 def test_a_loop_of_any_length_writes_down_no_more_rates_than_a_trace_holds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("bring", "judge"):
+    for module in ("loop", "rates"):
         monkeypatch.setattr(f"ambidex.compare.{module}.MOST_RATES", 3)
     verdict = judged(tmp_path, {}, {"count": 2})
     assert len(tracefile.read(tmp_path / "a" / "trace.safetensors").rates) == 3

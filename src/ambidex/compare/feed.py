@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ambidex.compare.recorder import Recorder, in_backward
+from ambidex.compare.recorder import Recorder
+from ambidex.compare.tensors import in_backward
 from ambidex.parallel.group import Group
 
 

@@ -16,22 +16,20 @@ from typing import Any
 
 import numpy as np
 
-from ambidex.compare import cards
+from ambidex.compare import cards, rates
 from ambidex.compare.align import DIFFERENT, EXACT, EXACT_ENOUGH, NEAR, TOO_HIGH, View, views
 from ambidex.compare.bias import betas_in, is_bias_correction
 from ambidex.compare.cards import Difference
 from ambidex.compare.folder import Folder, Row
+from ambidex.compare.rates import Rates, shared
 from ambidex.compare.soundness import unsound
 from ambidex.compare.stages import MOMENTS, STAGES, Finding, at_step, finding_of
-from ambidex.compare.tracefile import MOST_RATES, Key
+from ambidex.compare.tracefile import Key
 from ambidex.errors import Problem
 from ambidex.escaping import one_line
 
-Rates = list[list[float]]  # a step each, by group of parameters
 ENOUGH_LEGS = 3
 SAID = 5  # of what a run did not record
-SAME_OWN_RATE = 1e-6  # relative: somebody's own may be kept in fp32
-SAME_RATE = 1e-9  # relative: rates are computed in fp64 on the host by the same formula
 
 
 @dataclass
@@ -71,13 +69,17 @@ def judge(reference: Folder, run: Folder) -> Verdict:
         verdict.problems = problems
         return verdict
     verdict.first = verdict.first or first_difference(
-        found, reference.rows, run.rows, run.trace.feeds if run.trace else {}, _rates(reference, run)
+        found,
+        reference.rows,
+        run.rows,
+        run.trace.feeds if run.trace else {},
+        rates.written_down(reference, run),
     )
     verdict.first = verdict.first or _not_finite(reference.rows, run.rows)
     verdict.notes += [
-        *_without_rates(reference, run),
-        *_without_own_rates(reference, run),
-        *_of_other_length(reference, run),
+        *rates.without_rows(reference, run),
+        *rates.not_written_down(reference, run),
+        *rates.of_other_length(reference, run),
         *_few_legs(reference),
     ]
     verdict.same = verdict.first is None
@@ -141,10 +143,10 @@ def _weights(reference: Folder, run: Folder, found: Sequence[View]) -> Finding |
 
 
 def first_difference(found: Sequence[View], before: Sequence[Row], after: Sequence[Row], feeds: dict[str, list[str]],
-                     rates: tuple[Rates, Rates] | None = None) -> Finding | None:  # fmt: skip
+                     written: tuple[Rates, Rates] | None = None) -> Finding | None:  # fmt: skip
     """The verdict on all recordings: those that start from the same numbers first."""
-    rate = _rate(before, after) or (_own_rate(*rates) if rates else None)
-    if rates and rate is None:
+    rate = rates.of_rows(before, after) or (rates.of_own_loops(*written) if written else None)
+    if written and rate is None:
         finding = _first(found, feeds, None)
         return _by_the_optimizer(finding) if finding and finding.stage == "schedule" else finding
     return _first(found, feeds, rate)
@@ -224,60 +226,13 @@ def _later(view: View, feeds: dict[str, list[str]], rate: Finding | None) -> Fin
     return None
 
 
-def _shared(before: Sequence[Row], after: Sequence[Row]) -> list[tuple[Row, Row]]:
-    """The steps that both runs have."""
-    by_step = {row.step: row for row in after}
-    return [(row, by_step[row.step]) for row in before if row.step in by_step]
-
-
 def _not_finite(before: Sequence[Row], after: Sequence[Row]) -> Finding | None:
     """A step whose loss is a number in one of the runs only: rounding does not make such a difference."""
-    for mine, theirs in _shared(before, after):
+    for mine, theirs in shared(before, after):
         if math.isfinite(mine.loss) != math.isfinite(theirs.loss):
             words = f"The loss is {theirs.loss:.6g} instead of {mine.loss:.6g}."
             return Finding(mine.step - 1, "loss", "loss", "loss", "metrics", float("inf"), words)
     return None
-
-
-def _rate(before: Sequence[Row], after: Sequence[Row]) -> Finding | None:
-    for mine, theirs in _shared(before, after):
-        if abs(mine.rate - theirs.rate) > SAME_RATE * abs(mine.rate):
-            return Finding(mine.step - 1, "schedule", "optimizer", "learning rate", "metrics", float("inf"),
-                           f"The learning rate is {theirs.rate:.9g} instead of {mine.rate:.9g}.")  # fmt: skip
-    return None
-
-
-def _without_rates(reference: Folder, run: Folder) -> list[str]:
-    """A run of `ambidex train` writes its learning rates down; without them they are not compared, which is to be said."""
-    return [
-        f"{one.name} has no metrics.csv that can be read, so the learning rates of its steps were not compared."
-        for one in (reference, run)
-        if not one.rows and "data" in one.card
-    ]
-
-
-def _without_own_rates(reference: Folder, run: Folder) -> list[str]:
-    """Of two loops of somebody's own."""
-    if reference.trace is None or run.trace is None or "data" in reference.card or "data" in run.card:
-        return []
-    mine, theirs = reference.trace.rates, run.trace.rates
-    why = [f"{one.name} wrote none down" for one, rates in ((reference, mine), (run, theirs)) if not rates]
-    for step, (before, after) in enumerate(zip(mine, theirs)):
-        if not why and len(before) != len(after):
-            groups = f"{len(after)} group{'s' * (len(after) != 1)} of parameters against {len(before)}"
-            why = [f"{groups} at step {step}"]
-    return [f"The learning rates were not compared: {' and '.join(why)}."] if why else []
-
-
-def _of_other_length(reference: Folder, run: Folder) -> list[str]:
-    """Of two loops of somebody's own, whose number of steps is on no card."""
-    both = (reference, run)
-    counts = [len(one.trace.rates) if one.trace else 0 for one in both]
-    most = max(sum(map(len, one.trace.rates)) if one.trace else 0 for one in both)
-    if not all(counts) or counts[0] == counts[1] or most >= MOST_RATES:  # then the count is not the loop's
-        return []
-    (few, short), (many, long) = sorted(zip(counts, (one.name for one in both)))
-    return [f"{short} took {few} steps and {long} {many}; nothing is said of those that only one has."]
 
 
 def _few_legs(reference: Folder) -> list[str]:
@@ -287,26 +242,6 @@ def _few_legs(reference: Folder) -> list[str]:
         return []
     legs = "1 leg" if count == 1 else f"{count} legs"
     return [f"The floor of {reference.name} is of {legs}; leg=1, 2 and 3 show more of what rounding can do."]
-
-
-def _rates(reference: Folder, run: Folder) -> tuple[Rates, Rates] | None:
-    """The learning rates that two loops of somebody's own wrote down, where they are of the same groups."""
-    if reference.trace is None or run.trace is None:
-        return None
-    mine, theirs = reference.trace.rates, run.trace.rates
-    both = list(zip(mine, theirs))
-    return (mine, theirs) if both and all(len(a) == len(b) for a, b in both) else None
-
-
-def _own_rate(mine: Rates, theirs: Rates) -> Finding | None:
-    for step, (before, after) in enumerate(zip(mine, theirs)):
-        for a, b in zip(before, after):
-            if abs(a - b) > SAME_OWN_RATE * abs(a):
-                words = f"The learning rate is {b:.9g} instead of {a:.9g}."
-                return Finding(
-                    step, "schedule", "optimizer", "learning rate", "optimizer", float("inf"), words
-                )
-    return None
 
 
 def _unfinished(one: Folder) -> list[str]:
@@ -334,15 +269,15 @@ def _turned_round(reference: Folder, run: Folder) -> list[str]:
 def _by_metrics(verdict: Verdict) -> Verdict:
     """Without two traces only what needs no floor can be said: equal in every digit, or where the numbers part."""
     before, after = verdict.reference.rows, verdict.run.rows
-    shared = _shared(before, after)
+    both = shared(before, after)
     verdict.modes = []
-    if shared and len(shared) == len(before) == len(after) and all(_equal(*both) for both in shared):
+    if both and len(both) == len(before) == len(after) and all(_equal(*rows) for rows in both):
         verdict.same = True
         verdict.notes.append(
-            f"No trace; but loss, gradient norm and learning rate are equal in every digit over {len(shared)} steps."
+            f"No trace; but loss, gradient norm and learning rate are equal in every digit over {len(both)} steps."
         )
         return verdict
-    if finding := _rate(before, after) or _not_finite(before, after):
+    if finding := rates.of_rows(before, after) or _not_finite(before, after):
         verdict.first, verdict.same = finding, False
         return verdict
     for one in (verdict.reference, verdict.run):
@@ -352,7 +287,7 @@ def _by_metrics(verdict: Verdict) -> Verdict:
                         fix=f"ambidex train --resume --out {one.path}")
             )  # fmt: skip
     verdict.problems = verdict.problems or [
-        Problem("Without two traces nothing says which differences are rounding.", found=_where_losses_part(shared),
+        Problem("Without two traces nothing says which differences are rounding.", found=_where_losses_part(both),
                 wanted="two runs that were trained with --trace",
                 fix="train both again with --trace; add --trace-states to the reference and --from-trace to the other for a sharper view")
     ]  # fmt: skip

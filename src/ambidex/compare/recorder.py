@@ -10,25 +10,31 @@ it. What a module puts out second, in a tuple or when it is called again in one 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ambidex import products
 from ambidex.compare.fingerprint import Fingerprint, Sketch, fingerprint
+from ambidex.compare.tensors import (
+    Array,
+    array,
+    floating,
+    in_backward,
+    in_transform,
+    is_inexact,
+    tensors_in,
+    version,
+)
 from ambidex.compare.tracefile import AGAIN, Key, Record
 from ambidex.parallel.group import Group
 
-LONGEST_KEY = 200  # characters of what a model is given by name
 STEADY = 0.1  # a share of the second moment's root: elements well below it move by their sign alone
 LOW = {torch.bfloat16: "bf16", torch.float16: "fp16"}
-Array = NDArray[Any]
 
 
 class Recorder:
@@ -45,9 +51,7 @@ class Recorder:
         self.record: Record = {}
         self.feeds: dict[str, list[str]] = {}
         self.shapes: dict[str, list[int]] = {}
-        self.pieces: dict[
-            str, int
-        ] = {}  # how many parts, a micro-batch each, a tensor of ``shapes`` was added up from
+        self.pieces: dict[str, int] = {}  # parts, a micro-batch each, that a tensor of ``shapes`` came in
         self.group = Group()  # the processes that share a step's batch
         self.recording = False
         self.watches_modules = True  # off where the model is compiled: hooks would have it compiled anew
@@ -240,10 +244,8 @@ class Recorder:
         """A micro-batch comes in. What the model is really given is recorded, whatever was drawn for it."""
         if in_backward() or in_transform():
             return
-        self._entered, self._evaluates = (
-            True,
-            not torch.is_grad_enabled(),
-        )  # between two steps: no part of a training
+        self._entered = True
+        self._evaluates = not torch.is_grad_enabled()  # between two steps, say: no part of a training
         if self._evaluates:
             return
         self._made.clear()
@@ -310,12 +312,10 @@ class Recorder:
 
     def _looks_away(self) -> bool:
         """In a forward without gradients, or in one that is repeated to save memory."""
-        return (
-            self._evaluates
-            or in_backward()
-            or in_transform()
-            or not (self._entered or torch.is_grad_enabled())
-        )  # or between two steps, by modules of a model that is not called itself
+        if self._evaluates or in_backward() or in_transform():
+            return True
+        # Between two steps, by modules of a model that is not called itself.
+        return not (self._entered or torch.is_grad_enabled())
 
     def _can_record(self, name: str, values: Tensor) -> bool:
         """Whether a tensor lies in memory as one block of its shape's numbers; what does not is said."""
@@ -377,42 +377,6 @@ class Recorder:
             self.account(kind, name, found, start)
 
 
-def version(values: Tensor) -> int:
-    """How often a tensor was written to; tensors of inference mode do not count."""
-    return 0 if values.is_inference() else values._version
-
-
-def floating(values: Any) -> Iterator[Tensor]:
-    """The floating-point and complex tensors in what a module takes or gives, however it is packed."""
-    return (one for _, one in tensors_in("", values) if is_inexact(one))
-
-
-def tensors_in(name: str, values: Any, within: frozenset[int] = frozenset()) -> Iterator[tuple[str, Tensor]]:
-    """All tensors, with the key by which each is known, in a dictionary for one. ``within``: the ids of what holds
-    ``values``, since a node may hold the one that it is held by."""
-    if isinstance(values, Tensor):
-        yield name, values
-        return
-    inside: Iterable[tuple[str, Any]]
-    if isinstance(values, Mapping):
-        inside = ((f"{name}.{key}"[:LONGEST_KEY], one) for key, one in values.items())
-    elif isinstance(values, (tuple, list)):
-        inside = ((name, one) for one in values)
-    elif is_dataclass(values) and not isinstance(values, type):
-        inside = (
-            (f"{name}.{one.name}"[:LONGEST_KEY], getattr(values, one.name, None)) for one in fields(values)
-        )
-    else:
-        return
-    if id(values) not in within:
-        for key, one in inside:
-            yield from tensors_in(key, one, within | {id(values)})
-
-
-def is_inexact(values: Tensor) -> bool:
-    return values.is_floating_point() or values.is_complex()
-
-
 def _given(name: str, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
     """What a model is given: whatever is exact, such as tokens and masks, and a tensor of other numbers that comes first.
 
@@ -426,31 +390,3 @@ def _given(name: str, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> I
         if exact[number] or (number == 0 and (one == name or not any(exact))):
             calls[one] = calls.get(one, 0) + 1
             yield one if calls[one] == 1 else f"{one}{AGAIN}{calls[one]}", values
-
-
-def array(tensor: Tensor, *, copy: bool = False) -> Array:
-    """The same numbers in numpy, on the host; bf16 and fp16, which numpy lacks or is slow in, exactly in fp32.
-
-    A complex number is two: (...) -> (..., 2). A sparse gradient is filled up with the zeros that it stands for.
-    """
-    found = tensor.detach()
-    if found.layout != torch.strided:
-        found = found.to_dense()
-    if found.is_complex():
-        found = torch.view_as_real(found.resolve_conj())
-    if found.is_floating_point() and found.dtype not in (torch.float32, torch.float64):
-        found = found.float()
-    numbers: Array = found.cpu().resolve_neg().contiguous().numpy()
-    return numbers.copy() if copy else numbers
-
-
-def in_transform() -> bool:
-    """Whether torch.func is at work (grad, vmap), or a tracer: their tensors hold no numbers that could be read."""
-    stack = getattr(getattr(torch._C, "_functorch", None), "peek_interpreter_stack", None)
-    return (stack is not None and stack() is not None) or torch._C._get_tracing_state() is not None
-
-
-def in_backward() -> bool:
-    """Whether autograd is at work in this thread. torch has no public name for it."""
-    task = getattr(torch._C, "_current_graph_task_id", None)
-    return task is not None and task() != -1
