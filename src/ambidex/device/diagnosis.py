@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Literal
+from typing import Any, Literal
 
 from ambidex.device.machine import Build, Gpu
 
@@ -103,6 +103,15 @@ class Fix:
     requires: dict[str, str] = field(default_factory=dict)
     why: str = ""
     build: Build | None = None
+
+    def data(self) -> dict[str, Any]:
+        """As it stands in JSON."""
+        return {
+            "commands": list(self.commands),
+            "installs": list(self.installs),
+            "requires": self.requires,
+            "why": self.why,
+        }
 
 
 @dataclass(frozen=True)

@@ -113,15 +113,7 @@ class Report:
             },
             "extensions": None if self.scan is None else [_extension(one) for one in self.scan.extensions],
             "probe": _probe(self.probe),
-            "fixes": [
-                {
-                    "commands": list(fix.commands),
-                    "installs": list(fix.installs),
-                    "requires": fix.requires,
-                    "why": fix.why,
-                }
-                for fix in found.fixes
-            ],
+            "fixes": [fix.data() for fix in found.fixes],
             "also": [_cause(cause) for cause in found.also],
             "not_checked": [*found.not_checked, *self.facts.notes],
         }
