@@ -455,12 +455,13 @@ def test_a_gpu_for_which_no_build_has_code_is_sent_to_the_cpu() -> None:
     assert found.fix == ("train on the CPU: --device cpu",)
 
 
-@pytest.mark.timeout(
-    5
-)  # it takes a tenth of a second, and took over ten while a pattern tried every length at every place
-@pytest.mark.parametrize(("start", "unit"), [("", "torch=="), ("", "torch-"), ("kernel ", "cutlass")])
-def test_a_long_text_of_one_word_is_read_in_time_that_grows_with_its_length(start: str, unit: str) -> None:
-    explain(start + unit * (250_000 // len(unit)))
+# It takes some milliseconds, and took half a minute while a pattern tried every length at every place.
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize(("known", "text"), [("no_distribution", "torch==" * 60_000), ("no_distribution", "torch-" * 70_000),
+                                             ("fmha_arch", "kernel " + "cutlass" * 60_000)])  # fmt: skip
+def test_a_long_word_is_read_in_time_that_grows_with_its_length(known: str, text: str) -> None:
+    (pattern,) = [one.pattern for one in fingerprints.KNOWN if one.id == known]
+    assert re.search(pattern, text) is None
 
 
 def test_of_a_thousand_gpus_a_few_are_judged(monkeypatch: pytest.MonkeyPatch) -> None:
