@@ -51,6 +51,10 @@ class Problem:
         return (("found", self.found), ("wanted", self.wanted), ("do", self.fix))
 
 
+class NotThere(Problem):
+    """A file or folder that was named is not there; where else it may be depends on who named it."""
+
+
 class Problems(Exception):  # noqa: N818  it is not one error but all of them
     """All that is wrong, at once, with the exit code it ends in."""
 

@@ -28,7 +28,7 @@ from ambidex.device import image
 from ambidex.device.choose import Choice, choose
 from ambidex.device.machine import Cpu
 from ambidex.engine import PRECISIONS, TORCHS_OWN, Device
-from ambidex.errors import Exit, Problem, Problems
+from ambidex.errors import Exit, NotThere, Problem, Problems
 from ambidex.escaping import one_line
 from ambidex.events import event_files
 from ambidex.guard import cpu_guard
@@ -237,10 +237,7 @@ def text_of(resolved: Resolved) -> Tokens:
             raise
         fix = f"{CARD} names it as it was typed: repeat the command in the folder where the run was begun, or add --data PATH"
         raise Problems(
-            [
-                replace(one, fix=fix) if one.what.endswith("is not there") else one
-                for one in problems.problems
-            ],
+            [replace(one, fix=fix) if isinstance(one, NotThere) else one for one in problems.problems],
             problems.exit_code,
         ) from None
 

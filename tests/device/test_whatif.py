@@ -205,3 +205,13 @@ def test_what_is_taken_for_granted_is_said_with_its_flag() -> None:
         torch="2.5.1+cu121", gpu="RTX 5060", os="windows", python="3.12", machine="x86_64", probe=False
     )
     assert not any("granted" in note for note in said.data()["not_checked"])
+
+
+@pytest.mark.parametrize(("gpu", "driver", "os", "ended"), [
+    ("GTX 1080", "595.58.03", "linux", True), ("GTX 1080", "590.44.01", "linux", True), ("GTX 1080", "582.28", "windows", False),
+    ("GTX 1080", "580.95.05", "linux", False), ("K80", "495.29.05", "linux", True), ("K80", "475.14", "windows", False),
+    ("sm_53", "595.58.03", "linux", False), ("RTX 2080", "610.43.02", "linux", False),
+])  # fmt: skip
+def test_a_gpus_last_branch_ends_where_the_next_begins(gpu: str, driver: str, os: str, ended: bool) -> None:
+    found = doctor(gpu=gpu, driver=driver, os=os, torch="2.5.1+cu121", probe=False)
+    assert any("no longer drives" in note for note in found.data()["not_checked"]) is ended

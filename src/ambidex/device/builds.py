@@ -191,7 +191,14 @@ def last_driver(cc: tuple[int, int] | None) -> str | None:
     if cc is None:
         return None
     ends: dict[str, str] = table()["drivers"]["gpu_last"]
-    return ends.get(str(cc[0])) or ends.get(f"{cc[0]}.{cc[1]}")
+    return ends.get(f"{cc[0]}.{cc[1]}")
+
+
+def is_of_a_later_branch(driver: Driver, last: str) -> bool:
+    """Whether a driver is of a branch behind ``last``: 581 and 582 are Windows' 580, 590 is the next."""
+    branches = sorted({numbers(version)[:1] for version in table()["drivers"]["cuda"]["linux"]})
+    following = [branch for branch in branches if branch > numbers(last)[:1]]
+    return bool(following) and numbers(driver.version or "")[:1] >= following[0]
 
 
 def driver_cuda(driver: Driver, os: str) -> tuple[int, int] | None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ambidex.device import container, gpus, nvml
+from ambidex.device import builds, container, gpus, nvml
 from ambidex.device.ask import Answer, ask
 from ambidex.device.machine import Driver, Gpu
 from ambidex.device.paths import is_file, is_there, on_path
@@ -105,9 +105,10 @@ def look(
 def _last_driver(on_bus: Sequence[str], driver: Driver) -> str:
     """The branch that the GPUs on the bus need, where the driver is of a newer one or not there. NVIDIA numbers its chips by age."""
     numbers_on_bus = [int(device, 16) for device in on_bus if re.fullmatch(r"0x[0-9a-f]{1,4}", device)]
-    branch = int((driver.version or "9999").partition(".")[0])
     ends = [next((last for ids, last in _LAST_DRIVERS if number in ids), "") for number in numbers_on_bus]
-    late = [last for last in ends if last and branch > int(last)]
+    late = [
+        last for last in ends if last and (not driver.version or builds.is_of_a_later_branch(driver, last))
+    ]
     return max(late, key=int) if late and len(late) == len(on_bus) else ""
 
 

@@ -131,10 +131,10 @@ def not_installable(machine: Machine) -> tuple[str, ...]:
 
 def not_driven(machine: Machine) -> tuple[str, ...]:
     """Where the supposed driver is too new for a supposed GPU, that in words: such a machine lists no such GPU."""
-    branch, said = numbers(machine.driver.version or "")[:1], []
+    said = []
     for gpu in machine.gpus:
         last = builds.last_driver(gpu.cc)
-        if last and branch > numbers(last):
+        if last and builds.is_of_a_later_branch(machine.driver, last):
             said.append(
                 f"driver {machine.driver.version} no longer drives the {gpu.name}: {last} is its last branch"
             )

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from ambidex.errors import Exit, Problem, Problems
+from ambidex.errors import Exit, NotThere, Problem, Problems
 from ambidex.escaping import one_line, typed
 from ambidex.files import open_plain
 from ambidex.text.binary import binary_sign
@@ -227,7 +227,7 @@ def _spool(name: str, stream: IO[bytes], scratch: Path) -> Stream:
 def _not_there(word: str, error: OSError | ValueError) -> Problem:
     name = spelled(word)
     if isinstance(error, FileNotFoundError):
-        return Problem(f"{name} is not there", fix=_instead(word))
+        return NotThere(f"{name} is not there", fix=_instead(word))
     if isinstance(error, OSError):
         return unreadable(name, error)
     return Problem(f"{name} is no file name", found=str(error))
