@@ -118,3 +118,13 @@ def test_a_venv_that_has_no_pip_is_told_from_one_that_has(install: Install) -> N
     assert environment.installer_of(found, installed.find(found), {}) == "bare"
     (folder / "lib/python3.11/site-packages/pip").mkdir()
     assert environment.installer_of(found, installed.find(found), {}) == "pip"
+
+
+@pytest.mark.parametrize("version", ["2.5.1", "2.5.1+cu124"])
+def test_of_two_records_the_one_of_the_torch_that_is_there_counts(tmp_path: Path, version: str) -> None:
+    """PyPI's wheels have the tag in the version and not in the record's name."""
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch/version.py").write_text(f"__version__ = '{version}'\n")
+    for name in ("torch-2.4.0", "torch-2.5.1"):
+        (tmp_path / f"{name}.dist-info").mkdir()
+    assert environment.records(tmp_path / "torch") == (tmp_path / "torch-2.5.1.dist-info",)

@@ -361,6 +361,9 @@ def test_the_gpus_that_nvidia_smi_lists_before_it_fails_on_another_are_kept(
         ("0x1c8d", "595.71.05", "580"),  # GTX 1050
         ("0x1db1", "590.44.01", "580"),  # V100
         ("0x102d", "535.54.03", "470"),  # K80
+        ("0x1287", "495.29.05", "470"),  # GeForce GT 730 of Kepler's
+        ("0x1140", "535.54.03", ""),  # GeForce 820M of Fermi's, which 470 does not drive either
+        ("0x1c8d", "582.28", ""),  # of the branch that begins with 580
         ("0x1c8d", "580.95.05", ""),
         ("0x2d04", "595.71.05", ""),  # RTX 5060 Ti
         ("0x1e04", "595.71.05", ""),  # RTX 2080 Ti
